@@ -1,0 +1,1 @@
+"""raypipe (placeholder, the integrator writes it)."""

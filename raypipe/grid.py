@@ -1,0 +1,440 @@
+"""The grid: the whole experiment as one frozen object, from YAML or from flags.
+
+Every field has a default where one is safe, a check, and a sentence. Thresholds are lists; a single value is a list of one.
+Relative paths are relative to the YAML file, or to the current directory for flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from raypipe.errors import GridError, InputError
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # short names become folder names
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative paths
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{value} is listed twice")
+    if not values:
+        raise ValueError("is empty; give at least one value")
+    return values
+
+
+Short = Annotated[str, Field(pattern=rf"^{NAME.pattern}$", max_length=80)]
+Fraction01 = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Model(_Part):
+    """One model and its revisions."""
+
+    name: Short = Field(description="Short name used in folders, tables and flags.")
+    path: str = Field(min_length=1, description="Local directory, Hub id, or toy:encoder.")
+    revisions: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        ("main",), description="Checkpoint sub-directories (names, a glob, all), a Hub revision, or random:SEED."
+    )
+    components: Annotated[tuple[Literal["encoder"], ...], BeforeValidator(_listed)] = Field(
+        ("encoder",), description="Parts of the model to read."
+    )
+
+    _not_empty = field_validator("revisions", "components")(_unique)
+
+
+class Every(_Part):
+    """Every n-th layer, from 0; the last layer is always kept."""
+
+    every: Positive = Field(description="Step between layers.")
+
+
+class Corpus(_Part):
+    """The parallel text: line i of every language says the same."""
+
+    format: Literal["text", "tsv", "parquet", "datasets"] = Field("text", description="How the files are read.")
+    path: str = Field(min_length=1, description="File, with {lang} in its name where each language has its own.")
+    config: str | None = Field(None, description="Configuration of a `datasets` data set.")
+    split: str = Field("train", description="Split of a `datasets` data set.")
+
+
+class Words(_Part):
+    """Which words become points, chosen on text before any forward pass."""
+
+    min_words: Positive = Field(1, description="Shortest sentence kept, in words.")
+    max_words: Positive = Field(299, description="Longest sentence kept, in words.")
+    min_freq: Natural = Field(0, description="Words seen less often in a language are dropped.")
+    max_freq: Positive | None = Field(15, description="Occurrences kept per word and language; null keeps all.")
+    del_freq: Positive = Field(10_000_000, description="Words seen more often in a language are dropped.")
+    select: str = Field("first", pattern=r"^(first|random:\d+)$", description="Which occurrences are kept: first, or random:SEED.")
+    filter: Literal["language"] = Field("language", description="Unit of the frequency filter.")
+    pooling: Literal["last", "first", "mean"] = Field("last", description="Subword states to one word state.")
+    normalise: Literal["none", "nfc", "nfkc", "lower"] = Field("none", description="Applied to types and dictionary when compared.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Words:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
+        return self
+
+
+class Lexicon(_Part):
+    """Translations of words: files per direction, or induced from the corpus by word alignment."""
+
+    format: Literal["muse", "arrow"] | None = Field(None, description="File format of `path`.")
+    path: str | None = Field(None, description="File with {source} and {target} in its name.")
+    induce: Literal["eflomal"] | None = Field(None, description="Word aligner to run on the corpus instead of files.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Lexicon:
+        if (self.induce is None) == (self.path is None):
+            raise ValueError("give either path (with format) or induce: eflomal")
+        if self.path is not None and self.format is None:
+            raise ValueError("path needs format: muse or arrow")
+        if self.path is not None and not {"{source}", "{target}"} <= set(re.findall(r"\{\w+\}", self.path)):
+            raise ValueError("path must hold {source} and {target}")
+        return self
+
+
+class Concepts(_Part):
+    """The clustering of each scope."""
+
+    algorithm: Literal["kmeans"] = Field("kmeans", description="Clustering algorithm.")
+    k: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field((600,), description="Concepts per scope.")
+    seeds: Annotated[tuple[Natural, ...], BeforeValidator(_listed)] = Field((0,), description="One clustering per seed.")
+    n_init: Positive = Field(1, description="Starts per seed; the best inertia is kept.")
+    max_iter: Positive = Field(300, description="Most passes over the points.")
+    tol: float = Field(1e-4, ge=0, description="Stop below this squared shift, in mean feature variances.")
+    scaling: Literal["none"] = Field("none", description="Scaling of the states before clustering.")
+
+    _not_empty = field_validator("k", "seeds")(_unique)
+
+
+class CalignSettings(_Part):
+    """Thresholds of CALIGN (spec 3.1)."""
+
+    theta: Annotated[tuple[Fraction01, ...], BeforeValidator(_listed)] = Field((0.8,), description="theta_align, fraction of types.")
+    translations: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field((10,), description="Best translations per word.")
+    min_types: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field((5,), description="Least types of a source concept.")
+    size_ratio: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_listed)] = Field(
+        (0.6,), description="Least smaller/larger type count; 0 = off."
+    )
+    null_draws: Natural = Field(20, description="Shuffled dictionaries drawn for the null.")
+
+    _not_empty = field_validator("theta", "translations", "min_types", "size_ratio")(_unique)
+
+
+class ColapSettings(_Part):
+    """Thresholds of COLAP (spec 3.2)."""
+
+    theta: Annotated[tuple[float, ...], BeforeValidator(_listed)] = Field((0.3,), description="theta_overlap, fraction of points.")
+    min_types: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field((1,), description="Least types of a concept.")
+    rule: str = Field("all", pattern=r"^(all|at_least:\d+)$", description="Languages that must reach theta: all, or at_least:m.")
+    scopes: Literal["pairs", "all"] = Field("pairs", description="A joint scope per pair, or one of all languages.")
+    null_draws: Natural = Field(20, description="Permutations of the languages drawn for the ceiling.")
+
+    _not_empty = field_validator("theta", "min_types")(_unique)
+
+    @field_validator("theta")
+    @classmethod
+    def _fraction(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        for value in values:
+            if value > 1:
+                raise ValueError(f"{value:g}: fraction expected, did you mean {value / 100:g}?")
+            if not 0 < value <= 0.5:
+                raise ValueError(f"{value:g} is outside (0, 0.5]: two languages cannot both hold more than half of a concept")
+        return values
+
+
+class Dtype(_Part):
+    """Number formats."""
+
+    compute: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Forward passes.")
+    store: Literal["float32", "float16"] = Field("float32", description="States on disk.")
+
+
+class Resources(_Part):
+    """What a worker takes; only `threads` can change a bit of the results."""
+
+    workers: Positive = Field(1, description="Workers side by side.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs (or a fraction) each worker is pinned to.")
+    threads: Positive = Field(1, description="CPU threads per worker.")
+    memory: ByteSize = Field(ByteSize(4 * 2**30), description="Memory per worker, such as 4GiB.", validate_default=True)
+
+
+class Grid(_Part):
+    """The whole experiment: models × revisions × layers × languages × k × seeds × thresholds.
+
+    Raises:
+        GridError: A field is unknown, missing or out of range; the message names it.
+    """
+
+    name: Short = Field("run", description="Name of the grid; the default run directory is runs/NAME.")
+    models: Annotated[tuple[Model, ...], BeforeValidator(_listed)] = Field(description="Models to read.")
+    layers: Literal["all"] | Every | tuple[Natural, ...] = Field("all", description="all, a list of layer ids, or {every: n}.")
+    languages: tuple[Short, ...] = Field(description="Language codes, at least two.")
+    pairs: Literal["all"] | tuple[str, ...] = Field("all", description="all, or a list such as [en-de]; a pair means both directions.")
+    corpus: Corpus = Field(description="The parallel text.")
+    words: Words = Field(default_factory=Words, description="Which words become points.")
+    lexicon: Lexicon = Field(description="Translations of words.")
+    concepts: Concepts = Field(default_factory=Concepts, description="The clustering.")
+    calign: CalignSettings = Field(default_factory=CalignSettings, description="Thresholds of CALIGN.")
+    colap: ColapSettings = Field(default_factory=ColapSettings, description="Thresholds of COLAP.")
+    dtype: Dtype = Field(default_factory=Dtype, description="Number formats.")
+    resources: Resources = Field(default_factory=Resources, description="What a worker takes.")
+
+    _not_empty = field_validator("models", "languages")(_unique)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise GridError(_one_line(error)) from None
+
+    @field_validator("layers", mode="after")
+    @classmethod
+    def _layers(cls, value: Any) -> Any:
+        return tuple(sorted(_unique(value))) if isinstance(value, tuple) else value
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Grid:
+        if len(self.languages) < 2:
+            raise ValueError("languages: at least two are needed to compare")
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models: the name {next(n for n in names if names.count(n) > 1)} is used twice")
+        if self.corpus.format in ("text", "parquet") and "{lang}" not in self.corpus.path:
+            raise ValueError(f"corpus.path {self.corpus.path}: {{lang}} is missing, each language needs its own file")
+        if self.colap.rule != "all":
+            self._check_rule(int(self.colap.rule.split(":")[1]))
+        elif self.colap.scopes == "all":
+            self._check_rule(len(self.languages))
+        self.language_pairs()
+        return self
+
+    def _check_rule(self, m: int) -> None:
+        scope = len(self.languages) if self.colap.scopes == "all" else 2
+        if not 2 <= m <= scope:
+            raise ValueError(f"colap.rule {self.colap.rule}: m must lie in 2..{scope}")
+        for theta in self.colap.theta:
+            if m * theta > 1 + 1e-12:
+                raise ValueError(f"colap.theta {theta:g}: {m} languages cannot all reach it; lower theta or set colap.rule: at_least:2")
+
+    def language_pairs(self) -> list[tuple[str, str]]:
+        """The unordered pairs, each in the order of `languages`, in grid order."""
+        order = {language: i for i, language in enumerate(self.languages)}
+        every = [(a, b) for a, b in permutations(self.languages, 2) if order[a] < order[b]]
+        if self.pairs == "all":
+            return every
+        names = {f"{a}-{b}": pair for pair in every for a, b in (pair, pair[::-1])}
+        for pair in self.pairs:
+            if pair not in names:
+                raise ValueError(f"pairs: {pair} is not made of two of the languages {', '.join(self.languages)}")
+        wanted = {names[pair] for pair in self.pairs}
+        return [pair for pair in every if pair in wanted]
+
+    def directions(self) -> list[tuple[str, str]]:
+        """Both directions of every pair, in grid order."""
+        return [direction for pair in self.language_pairs() for direction in (pair, pair[::-1])]
+
+    def joint_scopes(self) -> list[tuple[str, ...]]:
+        """The languages of each joint scope (sorted codes), in grid order."""
+        if self.colap.scopes == "all":
+            return [tuple(sorted(self.languages))]
+        return [tuple(sorted(pair)) for pair in self.language_pairs()]
+
+    def layer_ids(self, n_layers: int, model: str) -> tuple[int, ...]:
+        """The absolute layer ids read from a model of `n_layers` blocks.
+
+        Raises:
+            GridError: A layer is outside 0..n_layers.
+        """
+        if self.layers == "all":
+            return tuple(range(n_layers + 1))
+        if isinstance(self.layers, Every):
+            return tuple(sorted({*range(0, n_layers + 1, self.layers.every), n_layers}))
+        for layer in self.layers:
+            if layer > n_layers:
+                raise GridError(f"layers: {layer} is outside 0..{n_layers} of model {model}")
+        return self.layers
+
+    def to_dict(self) -> dict[str, Any]:
+        """The grid as plain values, every field present."""
+        plain: dict[str, Any] = self.model_dump(mode="json")
+        plain["resources"]["memory"] = _bytes_text(self.resources.memory)
+        return plain
+
+    def to_yaml(self) -> str:
+        """The grid as YAML; `load_grid` reads it back to an equal grid."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+
+
+def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()) -> Grid:
+    """Reads a grid from a YAML file (or from nothing), with dotted fields overridden.
+
+    Args:
+        path: YAML file; its relative paths are relative to its folder. None starts from an empty grid.
+        overrides: (dotted field, value) pairs, applied in order; relative paths in them are relative to the current directory.
+
+    Raises:
+        InputError: The file is missing, not UTF-8 or not YAML.
+        GridError: A field is unknown, missing or out of range.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        data = _read_yaml(Path(path))
+        _absolute_paths(data, Path(path).resolve().parent)
+    for field, value in overrides:
+        _set(data, field, value)
+    _absolute_paths(data, Path.cwd())
+    return Grid(**data)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such grid file; write one with `raypipe grid FLAGS > {path.name}`") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where}: not plain YAML: {' '.join(str(getattr(error, 'problem', error)).split())}") from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: not plain YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise InputError(f"{path}: a grid is a mapping of fields such as models, languages, corpus; found {type(data).__name__}")
+    return data
+
+
+def _absolute_paths(data: dict[str, Any], base: Path) -> None:
+    for part in ("corpus", "lexicon"):
+        section = data.get(part)
+        if isinstance(section, dict) and isinstance(section.get("path"), str):
+            local = not (part == "corpus" and section.get("format") == "datasets")
+            section["path"] = _absolute(section["path"], base) if local else _if_there(section["path"], base)
+    models = data.get("models")
+    for model in models if isinstance(models, list) else [models]:
+        if isinstance(model, dict) and isinstance(model.get("path"), str):
+            model["path"] = _if_there(model["path"], base)
+
+
+def _absolute(path: str, base: Path) -> str:
+    return path if not path or SCHEME.match(path) else str(base / Path(path).expanduser())
+
+
+def _if_there(path: str, base: Path) -> str:
+    """A path that may also be a Hub id: local when it is there, or when it can only be a path."""
+    local = _absolute(path, base)
+    looks_local = path.startswith((".", "~", "/")) or path.count("/") > 1
+    return local if looks_local or (path and Path(local).exists()) else path
+
+
+def _set(data: dict[str, Any], field: str, value: Any) -> None:
+    """Sets a dotted field; a number steps into a list."""
+    place: Any = data
+    *parents, last = field.split(".")
+    for part in parents:
+        if isinstance(place, list):
+            place = place[_index(part, place, field)]
+        else:
+            place = place.setdefault(part, {})
+        if not isinstance(place, dict | list):
+            raise GridError(f"{field}: {part} is a plain value and has no fields")
+    if isinstance(place, list):
+        place[_index(last, place, field)] = value
+    else:
+        place[last] = value
+
+
+def _index(part: str, place: list[Any], field: str) -> int:
+    if not part.isdecimal() or int(part) >= len(place):
+        raise GridError(f"{field}: {part} is not a position in a list of {len(place)}")
+    return int(part)
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first mistake of a validation, with its field and, for an unknown field, the nearest known one."""
+    details = error.errors(include_url=False)
+    first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
+    where = [str(part) for part in first["loc"] if not str(part).startswith(("tuple[", "literal[", "constrained-", "function-"))]
+    field = ".".join(part for part in where if part != "Every")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where[-1], _fields_at(where[:-1]), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(_fields_at(where[:-1]))}"
+        text = f"{field}: unknown field; {hint}"
+    elif first["type"] == "missing":
+        text = f"{field}: is required; set it in the grid file or by a flag"
+    else:
+        found = "" if first["type"] in ("value_error", "model_type") else f" (found {first['input']!r})"
+        message = first["msg"].removeprefix("Value error, ")
+        text = f"{field}: {message}{found}" if field else f"{message}{found}"
+    more = len(details) - 1
+    return " ".join(text.split()) + (f" (and {more} more)" if more and first["type"] != "literal_error" else "")
+
+
+def _fields_at(where: Iterable[str]) -> list[str]:
+    part: type[BaseModel] = Grid
+    for name in where:
+        if name.isdecimal():
+            continue
+        field = part.model_fields.get(name)
+        part = next(iter(_models_in(field.annotation))) if field else part
+    return list(part.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+def _bytes_text(size: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size}B"
+
+
+def describe_fields() -> Mapping[str, str]:
+    """Every dotted field of the grid with its default and sentence, for the docs and `--help`."""
+    page: dict[str, str] = {}
+
+    def visit(part: type[BaseModel], prefix: str) -> None:
+        for name, field in part.model_fields.items():
+            inner = list(_models_in(field.annotation))
+            page[prefix + name] = f"{field.description}" + ("" if field.is_required() or inner else f" Default: {_default_text(field.default)}.")
+            if inner and inner[0] is not Every:
+                visit(inner[0], f"{prefix}{name}.")
+
+    visit(Grid, "")
+    return page
+
+
+def _default_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(str, value)) + "]"
+    if isinstance(value, ByteSize):
+        return _bytes_text(value)
+    return "null" if value is None else str(value)

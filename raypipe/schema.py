@@ -1,0 +1,173 @@
+"""Every column of every artefact, once: name, Arrow type, unit and meaning.
+
+Writers build their tables from here, so that a column exists under one name and one type; the docs page is rendered from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, Arrow type, meaning, and unit (empty for names and plain counts)."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    unit: str = ""
+
+
+_STR, _I32, _I64, _F64, _BOOL = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
+
+_WORD = (
+    Column("sentence", _I32, "0-based line of the input file"),
+    Column("token", _I32, "0-based position of the word in its sentence"),
+    Column("word", _STR, "the word as written"),
+)
+
+_POINTS = (
+    Column("language", _STR, "language code of the grid"),
+    *_WORD,
+)
+
+_STATES = (
+    Column("model", _STR, "the grid's short name of the model"),
+    Column("revision", _STR, "checkpoint, Hub revision or random:SEED"),
+)
+_VARIANT = (
+    Column("variant", _STR, "short name of the fields that change states without being an axis; v-default for the defaults"),
+    Column("semantics", _STR, "default or official"),
+    Column("layer", _I32, "absolute layer id, 0 = embeddings"),
+)
+_CONCEPTS = (
+    Column("algorithm", _STR, "clustering algorithm"),
+    Column("k", _I32, "concepts asked for in a scope"),
+    Column("seed", _I64, "seed of the clustering"),
+)
+
+_CALIGN_KEY = (
+    *_STATES,
+    Column("source_component", _STR, "component the source states come from"),
+    Column("target_component", _STR, "component the target states come from"),
+    *_VARIANT,
+    Column("source", _STR, "source language"),
+    Column("target", _STR, "target language"),
+    *_CONCEPTS,
+    Column("theta", _F64, "least share of a source concept's types with a translation in the target concept", "fraction"),
+    Column("translations", _I32, "translations kept per source word", "words"),
+    Column("min_types", _I32, "least types of an eligible source concept", "types"),
+    Column("size_ratio", _F64, "least ratio of the smaller to the larger type count", "fraction"),
+)
+
+_COLAP_KEY = (
+    *_STATES,
+    Column("component", _STR, "component the states come from"),
+    *_VARIANT,
+    Column("scope", _STR, "sorted language codes joined by +"),
+    Column("languages", _I32, "languages in the scope"),
+    *_CONCEPTS,
+    Column("theta", _F64, "least share of a concept's points in each language", "fraction"),
+    Column("min_types", _I32, "least (language, type) entries of an eligible concept", "types"),
+    Column("rule", _STR, "all, or at_least:m languages must reach theta"),
+)
+
+_REASON = Column("reason", _STR, "why a score is null or a warning stands; empty otherwise")
+
+TABLES: Mapping[str, tuple[Column, ...]] = {
+    "sentences": (
+        Column("sentence", _I32, "0-based line of the input file"),
+        Column("words", pa.list_(_STR), "the words of the line, as written"),
+        Column("dropped", _STR, "why the length filter dropped the line (too_short, too_long); empty when kept"),
+    ),
+    "occurrences": _WORD,
+    "lexicon": (
+        Column("source_word", _STR, "word of the source language"),
+        Column("target_word", _STR, "its translation"),
+        Column("rank", _I32, "rank among the word's translations, 0 = best"),
+        Column("probability", _F64, "translation probability; null where the file gives none", "fraction"),
+        Column("count", _I64, "links counted; null where the file gives none", "links"),
+    ),
+    "lost": (*_POINTS, Column("why", _STR, "no_piece (the tokenizer drops the word) or truncated (beyond the model's length)")),
+    "points": _POINTS,
+    "labels": (*_POINTS, Column("concept", _I32, "concept id, 0-based")),
+    "centroids": (
+        Column("concept", _I32, "concept id, 0-based"),
+        Column("points", _I64, "points of the concept", "points"),
+        Column("centroid", pa.list_(pa.float32()), "mean of the concept's states, [d]"),
+    ),
+    "calign": (
+        *_CALIGN_KEY,
+        Column("concepts", _I32, "non-empty source concepts", "concepts"),
+        Column("eligible", _I32, "those with at least min_types types", "concepts"),
+        Column("reachable", _I32, "eligible ones whose covered share alone reaches theta", "concepts"),
+        Column("aligned", _I32, "eligible ones with a qualifying target", "concepts"),
+        Column("calign", _F64, "aligned / concepts, the headline", "fraction"),
+        Column("calign_eligible", _F64, "aligned / eligible", "fraction"),
+        Column("calign_reachable", _F64, "aligned / reachable", "fraction"),
+        Column("mutual", _I32, "concept pairs that qualify in both directions", "pairs"),
+        Column("coverage", _F64, "covered source types / source types", "fraction"),
+        Column("occurrence_coverage", _F64, "the same weighted by points", "fraction"),
+        Column("dropped_multiword", _I64, "dictionary entries dropped because a side has more than one word", "entries"),
+        Column("null_calign", _F64, "mean CALIGN with the dictionary's translation lists shuffled", "fraction"),
+        Column("null_sd", _F64, "standard deviation of the null draws", "fraction"),
+        Column("null_max", _F64, "largest null draw", "fraction"),
+        Column("null_p", _F64, "(1 + draws >= observed) / (1 + draws)", "probability"),
+        _REASON,
+    ),
+    "aligned": (
+        *_CALIGN_KEY,
+        Column("source_concept", _I32, "aligned source concept"),
+        Column("target_concept", _I32, "a target concept that qualifies"),
+        Column("matched", _I32, "source types with a translation in the target concept", "types"),
+        Column("types_source", _I32, "types of the source concept", "types"),
+        Column("types_target", _I32, "types of the target concept", "types"),
+        Column("fraction", _F64, "matched / types_source", "fraction"),
+        Column("size_ratio_found", _F64, "smaller / larger type count", "fraction"),
+        Column("word_pairs", pa.list_(pa.struct([("source", _STR), ("target", _STR)])), "the matching words, sorted"),
+    ),
+    "colap": (
+        *_COLAP_KEY,
+        Column("concepts", _I32, "non-empty concepts", "concepts"),
+        Column("eligible", _I32, "those with at least min_types types", "concepts"),
+        Column("overlapping", _I32, "eligible ones in which the languages overlap", "concepts"),
+        Column("overlapping_excl_shared", _I32, "still overlapping without strings that occur in several languages", "concepts"),
+        Column("colap", _F64, "overlapping / concepts, the headline", "fraction"),
+        Column("colap_eligible", _F64, "overlapping / eligible", "fraction"),
+        Column("permuted_colap", _F64, "mean COLAP with the points' languages permuted: a ceiling, not a null", "fraction"),
+        Column("permuted_sd", _F64, "standard deviation of those draws", "fraction"),
+        _REASON,
+    ),
+    "overlap": (
+        *_COLAP_KEY[:-3],
+        Column("concept", _I32, "concept id, 0-based"),
+        Column("language", _STR, "language code"),
+        Column("points", _I32, "points of the language in the concept", "points"),
+        Column("types", _I32, "types of the language in the concept", "types"),
+        Column("share", _F64, "points of the language / points of the concept", "fraction"),
+    ),
+}
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """The Arrow schema of a table of `TABLES`."""
+    return pa.schema([pa.field(c.name, c.type) for c in TABLES[table]])
+
+
+def make_table(table: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows (one mapping per row, every column present) as a table with the columns of `TABLES[table]`."""
+    schema = arrow_schema(table)
+    return pa.table({f.name: pa.array([row[f.name] for row in rows], f.type) for f in schema}, schema=schema)
+
+
+def page() -> str:
+    """The reference page of all tables, in Markdown."""
+    lines = ["# Tables", "", "Generated from `raypipe/schema.py`; `make docs` writes it."]
+    for name, columns in TABLES.items():
+        lines += ["", f"## {name}", "", "| column | type | unit | meaning |", "|---|---|---|---|"]
+        lines += [f"| {c.name} | {c.type} | {c.unit} | {c.meaning} |" for c in columns]
+    return "\n".join(lines) + "\n"
