@@ -6,20 +6,26 @@ Relative paths are relative to the YAML file, or to the current directory for fl
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from raypipe.errors import GridError, InputError
+from raypipe.errors import GridError
+from raypipe.gridcheck import one_line
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # short names become folder names
-SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative paths
 
 
 def _listed(value: Any) -> Any:
@@ -33,6 +39,15 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("is empty; give at least one value")
     return values
+
+
+def _layer_form(value: Any) -> Any:
+    every = value["every"] if isinstance(value, dict) and set(value) == {"every"} else 0
+    whole = value == "all" or isinstance(value, Every) or (type(every) is int and every > 0)
+    ids = isinstance(value, list | tuple) and all(type(i) is int and i >= 0 for i in value)
+    if not whole and not ids:
+        raise ValueError(f"expected all, a list of layer ids such as [0, 6, 12], or {{every: 3}}; found {value!r}")
+    return value
 
 
 Short = Annotated[str, Field(pattern=rf"^{NAME.pattern}$", max_length=80)]
@@ -83,10 +98,14 @@ class Words(_Part):
     min_freq: Natural = Field(0, description="Words seen less often in a language are dropped.")
     max_freq: Positive | None = Field(15, description="Occurrences kept per word and language; null keeps all.")
     del_freq: Positive = Field(10_000_000, description="Words seen more often in a language are dropped.")
-    select: str = Field("first", pattern=r"^(first|random:\d+)$", description="Which occurrences are kept: first, or random:SEED.")
+    select: str = Field(
+        "first", pattern=r"^(first|random:\d+)$", description="Which occurrences are kept: first, or random:SEED."
+    )
     filter: Literal["language"] = Field("language", description="Unit of the frequency filter.")
     pooling: Literal["last", "first", "mean"] = Field("last", description="Subword states to one word state.")
-    normalise: Literal["none", "nfc", "nfkc", "lower"] = Field("none", description="Applied to types and dictionary when compared.")
+    normalise: Literal["none", "nfc", "nfkc", "lower"] = Field(
+        "none", description="Applied to types and dictionary when compared."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Words:
@@ -118,7 +137,9 @@ class Concepts(_Part):
 
     algorithm: Literal["kmeans"] = Field("kmeans", description="Clustering algorithm.")
     k: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field((600,), description="Concepts per scope.")
-    seeds: Annotated[tuple[Natural, ...], BeforeValidator(_listed)] = Field((0,), description="One clustering per seed.")
+    seeds: Annotated[tuple[Natural, ...], BeforeValidator(_listed)] = Field(
+        (0,), description="One clustering per seed."
+    )
     n_init: Positive = Field(1, description="Starts per seed; the best inertia is kept.")
     max_iter: Positive = Field(300, description="Most passes over the points.")
     tol: float = Field(1e-4, ge=0, description="Stop below this squared shift, in mean feature variances.")
@@ -130,9 +151,15 @@ class Concepts(_Part):
 class CalignSettings(_Part):
     """Thresholds of CALIGN (spec 3.1)."""
 
-    theta: Annotated[tuple[Fraction01, ...], BeforeValidator(_listed)] = Field((0.8,), description="theta_align, fraction of types.")
-    translations: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field((10,), description="Best translations per word.")
-    min_types: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field((5,), description="Least types of a source concept.")
+    theta: Annotated[tuple[Fraction01, ...], BeforeValidator(_listed)] = Field(
+        (0.8,), description="theta_align, fraction of types."
+    )
+    translations: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field(
+        (10,), description="Best translations per word."
+    )
+    min_types: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field(
+        (5,), description="Least types of a source concept."
+    )
     size_ratio: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_listed)] = Field(
         (0.6,), description="Least smaller/larger type count; 0 = off."
     )
@@ -144,9 +171,15 @@ class CalignSettings(_Part):
 class ColapSettings(_Part):
     """Thresholds of COLAP (spec 3.2)."""
 
-    theta: Annotated[tuple[float, ...], BeforeValidator(_listed)] = Field((0.3,), description="theta_overlap, fraction of points.")
-    min_types: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field((1,), description="Least types of a concept.")
-    rule: str = Field("all", pattern=r"^(all|at_least:\d+)$", description="Languages that must reach theta: all, or at_least:m.")
+    theta: Annotated[tuple[float, ...], BeforeValidator(_listed)] = Field(
+        (0.3,), description="theta_overlap, fraction of points."
+    )
+    min_types: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field(
+        (1,), description="Least types of a concept."
+    )
+    rule: str = Field(
+        "all", pattern=r"^(all|at_least:\d+)$", description="Languages that must reach theta: all, or at_least:m."
+    )
     scopes: Literal["pairs", "all"] = Field("pairs", description="A joint scope per pair, or one of all languages.")
     null_draws: Natural = Field(20, description="Permutations of the languages drawn for the ceiling.")
 
@@ -159,7 +192,9 @@ class ColapSettings(_Part):
             if value > 1:
                 raise ValueError(f"{value:g}: fraction expected, did you mean {value / 100:g}?")
             if not 0 < value <= 0.5:
-                raise ValueError(f"{value:g} is outside (0, 0.5]: two languages cannot both hold more than half of a concept")
+                raise ValueError(
+                    f"{value:g} is outside (0, 0.5]: two languages cannot both hold more than half of a concept"
+                )
         return values
 
 
@@ -188,17 +223,21 @@ class Grid(_Part):
 
     name: Short = Field("run", description="Name of the grid; the default run directory is runs/NAME.")
     models: Annotated[tuple[Model, ...], BeforeValidator(_listed)] = Field(description="Models to read.")
-    layers: Literal["all"] | Every | tuple[Natural, ...] = Field("all", description="all, a list of layer ids, or {every: n}.")
+    layers: Annotated[Literal["all"] | Every | tuple[int, ...], BeforeValidator(_layer_form)] = Field(
+        "all", description="all, a list of layer ids, or {every: n}."
+    )
     languages: tuple[Short, ...] = Field(description="Language codes, at least two.")
-    pairs: Literal["all"] | tuple[str, ...] = Field("all", description="all, or a list such as [en-de]; a pair means both directions.")
+    pairs: Literal["all"] | tuple[str, ...] = Field(
+        "all", description="all, or a list such as [en-de]; a pair means both directions."
+    )
     corpus: Corpus = Field(description="The parallel text.")
-    words: Words = Field(default_factory=Words, description="Which words become points.")
+    words: Words = Field(Words(), description="Which words become points.")
     lexicon: Lexicon = Field(description="Translations of words.")
-    concepts: Concepts = Field(default_factory=Concepts, description="The clustering.")
-    calign: CalignSettings = Field(default_factory=CalignSettings, description="Thresholds of CALIGN.")
-    colap: ColapSettings = Field(default_factory=ColapSettings, description="Thresholds of COLAP.")
-    dtype: Dtype = Field(default_factory=Dtype, description="Number formats.")
-    resources: Resources = Field(default_factory=Resources, description="What a worker takes.")
+    concepts: Concepts = Field(Concepts(), description="The clustering.")
+    calign: CalignSettings = Field(CalignSettings(), description="Thresholds of CALIGN.")
+    colap: ColapSettings = Field(ColapSettings(), description="Thresholds of COLAP.")
+    dtype: Dtype = Field(Dtype(), description="Number formats.")
+    resources: Resources = Field(Resources(), description="What a worker takes.")
 
     _not_empty = field_validator("models", "languages")(_unique)
 
@@ -206,7 +245,7 @@ class Grid(_Part):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise GridError(_one_line(error)) from None
+            raise GridError(one_line(error, type(self))) from None
 
     @field_validator("layers", mode="after")
     @classmethod
@@ -235,7 +274,9 @@ class Grid(_Part):
             raise ValueError(f"colap.rule {self.colap.rule}: m must lie in 2..{scope}")
         for theta in self.colap.theta:
             if m * theta > 1 + 1e-12:
-                raise ValueError(f"colap.theta {theta:g}: {m} languages cannot all reach it; lower theta or set colap.rule: at_least:2")
+                raise ValueError(
+                    f"colap.theta {theta:g}: {m} languages cannot all reach it; lower theta or set colap.rule: at_least:2"
+                )
 
     def language_pairs(self) -> list[tuple[str, str]]:
         """The unordered pairs, each in the order of `languages`, in grid order."""
@@ -286,155 +327,8 @@ class Grid(_Part):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
-def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()) -> Grid:
-    """Reads a grid from a YAML file (or from nothing), with dotted fields overridden.
-
-    Args:
-        path: YAML file; its relative paths are relative to its folder. None starts from an empty grid.
-        overrides: (dotted field, value) pairs, applied in order; relative paths in them are relative to the current directory.
-
-    Raises:
-        InputError: The file is missing, not UTF-8 or not YAML.
-        GridError: A field is unknown, missing or out of range.
-    """
-    data: dict[str, Any] = {}
-    if path is not None:
-        data = _read_yaml(Path(path))
-        _absolute_paths(data, Path(path).resolve().parent)
-    for field, value in overrides:
-        _set(data, field, value)
-    _absolute_paths(data, Path.cwd())
-    return Grid(**data)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such grid file; write one with `raypipe grid FLAGS > {path.name}`") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not plain YAML: {' '.join(str(getattr(error, 'problem', error)).split())}") from None
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: not plain YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise InputError(f"{path}: a grid is a mapping of fields such as models, languages, corpus; found {type(data).__name__}")
-    return data
-
-
-def _absolute_paths(data: dict[str, Any], base: Path) -> None:
-    for part in ("corpus", "lexicon"):
-        section = data.get(part)
-        if isinstance(section, dict) and isinstance(section.get("path"), str):
-            local = not (part == "corpus" and section.get("format") == "datasets")
-            section["path"] = _absolute(section["path"], base) if local else _if_there(section["path"], base)
-    models = data.get("models")
-    for model in models if isinstance(models, list) else [models]:
-        if isinstance(model, dict) and isinstance(model.get("path"), str):
-            model["path"] = _if_there(model["path"], base)
-
-
-def _absolute(path: str, base: Path) -> str:
-    return path if not path or SCHEME.match(path) else str(base / Path(path).expanduser())
-
-
-def _if_there(path: str, base: Path) -> str:
-    """A path that may also be a Hub id: local when it is there, or when it can only be a path."""
-    local = _absolute(path, base)
-    looks_local = path.startswith((".", "~", "/")) or path.count("/") > 1
-    return local if looks_local or (path and Path(local).exists()) else path
-
-
-def _set(data: dict[str, Any], field: str, value: Any) -> None:
-    """Sets a dotted field; a number steps into a list."""
-    place: Any = data
-    *parents, last = field.split(".")
-    for part in parents:
-        if isinstance(place, list):
-            place = place[_index(part, place, field)]
-        else:
-            place = place.setdefault(part, {})
-        if not isinstance(place, dict | list):
-            raise GridError(f"{field}: {part} is a plain value and has no fields")
-    if isinstance(place, list):
-        place[_index(last, place, field)] = value
-    else:
-        place[last] = value
-
-
-def _index(part: str, place: list[Any], field: str) -> int:
-    if not part.isdecimal() or int(part) >= len(place):
-        raise GridError(f"{field}: {part} is not a position in a list of {len(place)}")
-    return int(part)
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first mistake of a validation, with its field and, for an unknown field, the nearest known one."""
-    details = error.errors(include_url=False)
-    first = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
-    where = [str(part) for part in first["loc"] if not str(part).startswith(("tuple[", "literal[", "constrained-", "function-"))]
-    field = ".".join(part for part in where if part != "Every")
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where[-1], _fields_at(where[:-1]), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(_fields_at(where[:-1]))}"
-        text = f"{field}: unknown field; {hint}"
-    elif first["type"] == "missing":
-        text = f"{field}: is required; set it in the grid file or by a flag"
-    else:
-        found = "" if first["type"] in ("value_error", "model_type") else f" (found {first['input']!r})"
-        message = first["msg"].removeprefix("Value error, ")
-        text = f"{field}: {message}{found}" if field else f"{message}{found}"
-    more = len(details) - 1
-    return " ".join(text.split()) + (f" (and {more} more)" if more and first["type"] != "literal_error" else "")
-
-
-def _fields_at(where: Iterable[str]) -> list[str]:
-    part: type[BaseModel] = Grid
-    for name in where:
-        if name.isdecimal():
-            continue
-        field = part.model_fields.get(name)
-        part = next(iter(_models_in(field.annotation))) if field else part
-    return list(part.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
-
-
 def _bytes_text(size: int) -> str:
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size % factor == 0:
             return f"{size // factor}{unit}"
     return f"{size}B"
-
-
-def describe_fields() -> Mapping[str, str]:
-    """Every dotted field of the grid with its default and sentence, for the docs and `--help`."""
-    page: dict[str, str] = {}
-
-    def visit(part: type[BaseModel], prefix: str) -> None:
-        for name, field in part.model_fields.items():
-            inner = list(_models_in(field.annotation))
-            page[prefix + name] = f"{field.description}" + ("" if field.is_required() or inner else f" Default: {_default_text(field.default)}.")
-            if inner and inner[0] is not Every:
-                visit(inner[0], f"{prefix}{name}.")
-
-    visit(Grid, "")
-    return page
-
-
-def _default_text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(str, value)) + "]"
-    if isinstance(value, ByteSize):
-        return _bytes_text(value)
-    return "null" if value is None else str(value)

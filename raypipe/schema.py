@@ -40,7 +40,9 @@ _STATES = (
     Column("revision", _STR, "checkpoint, Hub revision or random:SEED"),
 )
 _VARIANT = (
-    Column("variant", _STR, "short name of the fields that change states without being an axis; v-default for the defaults"),
+    Column(
+        "variant", _STR, "short name of the fields that change states without being an axis; v-default for the defaults"
+    ),
     Column("semantics", _STR, "default or official"),
     Column("layer", _I32, "absolute layer id, 0 = embeddings"),
 )
@@ -58,7 +60,9 @@ _CALIGN_KEY = (
     Column("source", _STR, "source language"),
     Column("target", _STR, "target language"),
     *_CONCEPTS,
-    Column("theta", _F64, "least share of a source concept's types with a translation in the target concept", "fraction"),
+    Column(
+        "theta", _F64, "least share of a source concept's types with a translation in the target concept", "fraction"
+    ),
     Column("translations", _I32, "translations kept per source word", "words"),
     Column("min_types", _I32, "least types of an eligible source concept", "types"),
     Column("size_ratio", _F64, "least ratio of the smaller to the larger type count", "fraction"),
@@ -92,7 +96,10 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("probability", _F64, "translation probability; null where the file gives none", "fraction"),
         Column("count", _I64, "links counted; null where the file gives none", "links"),
     ),
-    "lost": (*_POINTS, Column("why", _STR, "no_piece (the tokenizer drops the word) or truncated (beyond the model's length)")),
+    "lost": (
+        *_POINTS,
+        Column("why", _STR, "no_piece (the tokenizer drops the word) or truncated (beyond the model's length)"),
+    ),
     "points": _POINTS,
     "labels": (*_POINTS, Column("concept", _I32, "concept id, 0-based")),
     "centroids": (
@@ -112,7 +119,9 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("mutual", _I32, "concept pairs that qualify in both directions", "pairs"),
         Column("coverage", _F64, "covered source types / source types", "fraction"),
         Column("occurrence_coverage", _F64, "the same weighted by points", "fraction"),
-        Column("dropped_multiword", _I64, "dictionary entries dropped because a side has more than one word", "entries"),
+        Column(
+            "dropped_multiword", _I64, "dictionary entries dropped because a side has more than one word", "entries"
+        ),
         Column("null_calign", _F64, "mean CALIGN with the dictionary's translation lists shuffled", "fraction"),
         Column("null_sd", _F64, "standard deviation of the null draws", "fraction"),
         Column("null_max", _F64, "largest null draw", "fraction"),
@@ -135,10 +144,17 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("concepts", _I32, "non-empty concepts", "concepts"),
         Column("eligible", _I32, "those with at least min_types types", "concepts"),
         Column("overlapping", _I32, "eligible ones in which the languages overlap", "concepts"),
-        Column("overlapping_excl_shared", _I32, "still overlapping without strings that occur in several languages", "concepts"),
+        Column(
+            "overlapping_excl_shared",
+            _I32,
+            "still overlapping without strings that occur in several languages",
+            "concepts",
+        ),
         Column("colap", _F64, "overlapping / concepts, the headline", "fraction"),
         Column("colap_eligible", _F64, "overlapping / eligible", "fraction"),
-        Column("permuted_colap", _F64, "mean COLAP with the points' languages permuted: a ceiling, not a null", "fraction"),
+        Column(
+            "permuted_colap", _F64, "mean COLAP with the points' languages permuted: a ceiling, not a null", "fraction"
+        ),
         Column("permuted_sd", _F64, "standard deviation of those draws", "fraction"),
         _REASON,
     ),

@@ -1,0 +1,106 @@
+"""Grid files and flags: YAML in, overrides on top, relative paths made absolute."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raypipe.errors import GridError, InputError
+from raypipe.grid import Grid
+
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative paths
+
+
+def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()) -> Grid:
+    """Reads a grid from a YAML file (or from nothing), with dotted fields overridden.
+
+    Args:
+        path: YAML file; its relative paths are relative to its folder. None starts from an empty grid.
+        overrides: (dotted field, value) pairs, applied in order; relative paths in them are relative to the current directory.
+
+    Raises:
+        InputError: The file is missing, not UTF-8 or not YAML.
+        GridError: A field is unknown, missing or out of range.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        data = _read_yaml(Path(path))
+        _absolute_paths(data, Path(path).resolve().parent)
+    for field, value in overrides:
+        _set(data, field, value)
+    _absolute_paths(data, Path.cwd())
+    return Grid(**data)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such grid file; write one with `raypipe grid FLAGS > {path.name}`") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise InputError(
+            f"{path}{where}: not plain YAML: {' '.join(str(getattr(error, 'problem', error)).split())}"
+        ) from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path}: not plain YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise InputError(
+            f"{path}: a grid is a mapping of fields such as models, languages, corpus; found {type(data).__name__}"
+        )
+    return data
+
+
+def _absolute_paths(data: dict[str, Any], base: Path) -> None:
+    for part in ("corpus", "lexicon"):
+        section = data.get(part)
+        if isinstance(section, dict) and isinstance(section.get("path"), str):
+            local = not (part == "corpus" and section.get("format") == "datasets")
+            section["path"] = _absolute(section["path"], base) if local else _if_there(section["path"], base)
+    models = data.get("models")
+    for model in models if isinstance(models, list) else [models]:
+        if isinstance(model, dict) and isinstance(model.get("path"), str):
+            model["path"] = _if_there(model["path"], base)
+
+
+def _absolute(path: str, base: Path) -> str:
+    return path if not path or SCHEME.match(path) else str(base / Path(path).expanduser())
+
+
+def _if_there(path: str, base: Path) -> str:
+    """A path that may also be a Hub id: local when it is there, or when it can only be a path."""
+    local = _absolute(path, base)
+    looks_local = path.startswith((".", "~", "/")) or path.count("/") > 1
+    return local if looks_local or (path and Path(local).exists()) else path
+
+
+def _set(data: dict[str, Any], field: str, value: Any) -> None:
+    """Sets a dotted field; a number steps into a list."""
+    place: Any = data
+    *parents, last = field.split(".")
+    for part in parents:
+        if isinstance(place, list):
+            place = place[_index(part, place, field)]
+        else:
+            place = place.setdefault(part, {})
+        if not isinstance(place, dict | list):
+            raise GridError(f"{field}: {part} is a plain value and has no fields")
+    if isinstance(place, list):
+        place[_index(last, place, field)] = value
+    else:
+        place[last] = value
+
+
+def _index(part: str, place: list[Any], field: str) -> int:
+    if not part.isdecimal() or int(part) >= len(place):
+        raise GridError(f"{field}: {part} is not a position in a list of {len(place)}")
+    return int(part)

@@ -1,0 +1,280 @@
+"""The run directory: paths, atomic writes, done marks, status.
+
+A file appears under its name only when it is whole (temporary name beside it, then rename); a cell's mark is written after its files.
+A shard without a mark does not exist. A mark carries the cell's fingerprint: stage, version, declared fields and inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe.errors import FingerprintMismatch, RunError
+
+_MARKS, _FAILURES = "_done", "_failed"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value; a value that JSON cannot hold raises TypeError naming its type."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    ).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work, retry and resume.
+
+    Attributes:
+        stage: Name of the stage.
+        key: (axis, value) pairs in path order; values are already folder-safe texts.
+        fields: What the result depends on besides axes and inputs: dotted grid fields, file hashes, the stage's version.
+        inputs: Cell paths (or names of outside inputs) to their fingerprints.
+        axes: Axis values kept inside the cell (columns or rows of its files).
+        grows: True when a result that holds more axis values than asked for serves as well.
+    """
+
+    stage: str
+    key: tuple[tuple[str, str], ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    grows: bool = False
+
+    @property
+    def path(self) -> str:
+        """The cell's folder below the stage's, hive style: `model=M/revision=R`."""
+        return "/".join(f"{axis}={quote(value, safe='+')}" for axis, value in self.key)
+
+    @property
+    def label(self) -> str:
+        """How the cell is named in messages."""
+        return f"{self.stage} " + " ".join(value for _, value in self.key)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over stage, fields and inputs; axis values live in the path or in the mark."""
+        return digest([self.stage, self.path, dict(self.fields), dict(self.inputs)])
+
+    def __getitem__(self, axis: str) -> str:
+        return dict(self.key)[axis]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a finished cell left: its fingerprint, files (path -> bytes and sha256), seconds and the stage's own receipt."""
+
+    fingerprint: str
+    fields: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    axes: Mapping[str, Sequence[Any]]
+    files: Mapping[str, Mapping[str, Any]]
+    seconds: float
+    receipt: Mapping[str, Any]
+
+
+class RunDir:
+    """One grid's artefacts in a folder.
+
+    Args:
+        path: The folder; `create` makes it, `open` expects it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path, grid_name: str) -> RunDir:
+        """Opens or makes a run directory for writing.
+
+        Raises:
+            RunError: It cannot be written, is no run directory, or holds another grid.
+        """
+        run = cls(path)
+        with _writing(run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
+            probe = run.path / f".probe-{secrets.token_hex(4)}.tmp"
+            probe.write_bytes(b"raypipe")
+            probe.unlink()
+            for leftover in run.path.rglob(".*.tmp"):  # a killed writer's
+                leftover.unlink(missing_ok=True)
+        if (run.path / "run.json").exists():
+            held = run.read_json("run.json").get("name")
+            if held != grid_name:
+                raise RunError(
+                    f"{run.path}: holds the grid '{held}', not '{grid_name}'; choose another --run or rename the grid"
+                )
+        elif any(run.path.iterdir()):
+            raise RunError(f"{run.path}: is not empty and not a run directory; choose another --run")
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """Opens an existing run directory.
+
+        Raises:
+            RunError: There is none.
+        """
+        run = cls(path)
+        if not (run.path / "run.json").is_file():
+            raise RunError(
+                f"{run.path}: not a run directory (no run.json); make one with `raypipe run --run {run.path}`"
+            )
+        return run
+
+    def write_bytes(self, name: str, data: bytes) -> dict[str, Any]:
+        """Writes a file atomically and returns its entry for a mark: {"bytes", "sha256"}."""
+        target = self.path / name
+        with _writing(target), _renamed(target) as temporary:
+            temporary.write_bytes(data)
+        return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def write_json(self, name: str, value: Any) -> dict[str, Any]:
+        """Writes a JSON file atomically, keys sorted."""
+        return self.write_bytes(name, json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n")
+
+    def read_json(self, name: str) -> Any:
+        """Reads a JSON file of the run.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / name}: missing or damaged ({error}); delete it and run again") from None
+
+    def write_table(self, name: str, table: pa.Table, row_group: int | None = None) -> dict[str, Any]:
+        """Writes a Parquet file atomically, uncompressed states and zstd for the rest; same table, same bytes."""
+        target = self.path / name
+        binary = any(pa.types.is_fixed_size_binary(f.type) for f in table.schema)
+        with _writing(target), _renamed(target) as temporary:
+            pq.write_table(
+                table,
+                temporary,
+                compression="none" if binary else "zstd",
+                use_dictionary=not binary,
+                row_group_size=row_group or max(1, table.num_rows),
+            )
+            return {"bytes": temporary.stat().st_size, "sha256": file_digest(temporary)}
+
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Reads one Parquet file of the run.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
+        try:
+            return pq.ParquetFile(self.path / name).read(columns=None if columns is None else list(columns))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise RunError(
+                f"{self.path / name}: missing or damaged ({' '.join(str(error).split())[:120]}); run the grid again"
+            ) from None
+
+    def _mark_name(self, cell: Cell) -> str:
+        return f"{_MARKS}/{cell.stage}/{cell.path}.json"
+
+    def finish(
+        self, cell: Cell, files: Mapping[str, Mapping[str, Any]], seconds: float, receipt: Mapping[str, Any]
+    ) -> None:
+        """Writes the cell's mark: the last write of a cell."""
+        mark = Mark(cell.fingerprint, cell.fields, cell.inputs, cell.axes, files, round(seconds, 3), receipt)
+        self.write_json(self._mark_name(cell), mark.__dict__ | {"files": dict(files)})
+        (self.path / _FAILURES / cell.stage / f"{cell.path}.json").unlink(missing_ok=True)
+
+    def fail(self, cell: Cell, message: str, trace: str) -> str:
+        """Keeps a failed cell's reason and full trace; returns the file's name in the run."""
+        name = f"{_FAILURES}/{cell.stage}/{cell.path}.json"
+        self.write_json(name, {"cell": cell.label, "message": message, "trace": trace})
+        return name
+
+    def mark(self, cell: Cell) -> Mark | None:
+        """The cell's mark, whatever it was made with; None when there is none."""
+        name = self._mark_name(cell)
+        return Mark(**self.read_json(name)) if (self.path / name).is_file() else None
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the cell's result is there and serves.
+
+        Raises:
+            FingerprintMismatch: It was made with another value of a field; the message names the field.
+        """
+        mark = self.mark(cell)
+        if mark is None:
+            return False
+        if mark.fingerprint != cell.fingerprint:
+            raise FingerprintMismatch(self._mismatch(cell, mark))
+        for axis, wanted in cell.axes.items():
+            held = list(mark.axes.get(axis, ()))
+            if (not set(wanted) <= set(held)) if cell.grows else (list(wanted) != held):
+                return False
+        return all(self._is_whole(name, entry["bytes"]) for name, entry in mark.files.items())
+
+    def _is_whole(self, name: str, size: int) -> bool:
+        target = self.path / name
+        return target.is_file() and target.stat().st_size == size
+
+    def _mismatch(self, cell: Cell, mark: Mark) -> str:
+        for name in sorted({*cell.fields, *mark.fields}):
+            was, now = mark.fields.get(name), json.loads(json.dumps(cell.fields.get(name)))
+            if was != now:
+                return f"{self.path}: {cell.label} was made with {name} = {was}, now {now}; use --rerun {cell.stage} or another --run"
+        changed = sorted(n for n in {*cell.inputs, *mark.inputs} if cell.inputs.get(n) != mark.inputs.get(n))
+        return (
+            f"{self.path}: {cell.label} was made from another {changed[0]}; use --rerun {cell.stage} or another --run"
+        )
+
+    def forget(self, stage: str) -> None:
+        """Drops the marks and failures of a stage: its cells are computed again."""
+        for folder in (_MARKS, _FAILURES):
+            shutil.rmtree(self.path / folder / stage, ignore_errors=True)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Failed cells: {"cell", "message", "trace", "file"}, by file name."""
+        found = sorted((self.path / _FAILURES).rglob("*.json"))
+        return [self.read_json(str(f.relative_to(self.path))) | {"file": str(f.relative_to(self.path))} for f in found]
+
+    def count_marks(self, stage: str) -> int:
+        """Finished cells of a stage."""
+        return sum(1 for _ in (self.path / _MARKS / stage).rglob("*.json"))
+
+
+@contextmanager
+def _renamed(target: Path) -> Iterator[Path]:
+    """A temporary name beside the target that takes its name when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(
+            f"{target}: cannot be written ({reason}); free space or choose another --run, what is finished is kept"
+        ) from None

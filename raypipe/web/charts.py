@@ -1,0 +1,164 @@
+"""The report's charts as Vega-Lite specifications that share one data set per metric."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from raypipe.web.frames import Setting
+
+# Okabe and Ito's colour-blind-safe palette, without black and yellow (unreadable on one of the two backgrounds).
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+CONFIG: dict[str, Any] = {
+    "background": None,
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "domain": False, "tickSize": 3},
+    "header": {"labelFontSize": 13, "labelFontWeight": "bold", "title": None, "labelPadding": 6},
+    "legend": {"orient": "top", "title": None, "labelFontSize": 12, "symbolSize": 350, "labelLimit": 400},
+}
+_LABELS = {
+    "calign": ("observed", "shuffled dictionary (null; band ± 2 sd)", "random weights"),
+    "colap": ("observed", "permuted languages (ceiling; band ± 2 sd)", "random weights"),
+}
+_DASHES = [[1, 0], [2, 3], [7, 4]]
+_REVISION = "(revision == 'last' ? datum.last : datum.revision == revision)"
+_LAYER = "(layer == 'best' ? datum.best : datum.layer == layer)"
+_WIDE = 50  # ratio of steps from which their axis is logarithmic (linear near 0)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: its id on the page, heading, one-sentence caption, data set and Vega-Lite specification."""
+
+    id: str
+    title: str
+    caption: str
+    spec: dict[str, Any]
+
+
+def _filter(axes: list[Setting], *more: str) -> str:
+    """The rows a chart shows, from the page's signals."""
+    tests = [f"datum.{a.column} == {a.name}" for a in axes if len(a.values) > 1]
+    return " && ".join(["(model == 'all' || datum.model == model)", *tests, *more])
+
+
+def _language(metric: str) -> str:
+    member = "datum.source == language" if metric == "calign" else "indexof(split(datum.pair, '+'), language) >= 0"
+    return f"(language == 'all' || {member})"
+
+
+def _tooltip(metric: str, frame: pd.DataFrame) -> list[alt.Tooltip]:
+    fields = [("model", "model"), ("revision", "revision"), ("layer", "layer"), ("pair", "languages")]
+    numbers = [("value", metric.upper()), ("ref", "shuffled mean" if metric == "calign" else "permuted mean")]
+    numbers += [("ref_max", "shuffled max"), ("coverage", "coverage")] if metric == "calign" else []
+    if frame["seeds"].max() > 1:
+        numbers += [("lo", "lowest seed"), ("hi", "highest seed")]
+    return [alt.Tooltip(f"{c}:N", title=t) for c, t in fields] + [
+        alt.Tooltip(f"{c}:Q", title=t, format=".3f") for c, t in numbers
+    ]
+
+
+def _color(models: list[str]) -> alt.Color:
+    scale = alt.Scale(domain=models, range=[PALETTE[i % len(PALETTE)] for i in range(len(models))])
+    return alt.Color("model:N", scale=scale, legend=alt.Legend() if len(models) > 1 else None)
+
+
+def _layers(metric: str, frame: pd.DataFrame, x: alt.X, shown: str) -> alt.LayerChart:
+    """Observed curve, its reference with a band, and the random weights, for one panel."""
+    color, base = _color(list(frame["model"].unique())), alt.Chart()
+    dash = alt.Scale(domain=list(_LABELS[metric]), range=_DASHES)
+    observed, reference, untrained = (alt.StrokeDashDatum(t, scale=dash) for t in _LABELS[metric])
+    y = alt.Y("value:Q", title=metric.upper(), scale=alt.Scale(domainMin=0), axis=alt.Axis(tickCount=4))
+    trained, random = base.transform_filter(f"!datum.random && {shown}"), base.transform_filter("datum.random")
+    parts = [
+        trained.mark_area(opacity=0.2).encode(x=x, y=alt.Y("ref_lo:Q"), y2="ref_hi:Q", color=color),
+        trained.mark_line(strokeWidth=1.5).encode(x=x, y=alt.Y("ref:Q"), color=color, strokeDash=reference),
+    ]
+    if frame["random"].any():
+        line = random.mark_rule(strokeWidth=1.5) if "step" in x.shorthand else random.mark_line(strokeWidth=1.5)
+        parts.append(line.encode(**({} if "step" in x.shorthand else {"x": x}), y=y, color=color, strokeDash=untrained))
+    if frame["seeds"].max() > 1:
+        parts.append(trained.mark_rule(opacity=0.6).encode(x=x, y=alt.Y("lo:Q"), y2="hi:Q", color=color))
+    point = alt.OverlayMarkDef(filled=True, size=36)
+    curve = trained.mark_line(point=point, strokeWidth=2.2)
+    parts.append(curve.encode(x=x, y=y, color=color, strokeDash=observed, tooltip=_tooltip(metric, frame)))
+    return alt.layer(*parts)
+
+
+def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str) -> dict[str, Any]:
+    """Panels of curves, one per pair (CALIGN) or scope (COLAP).
+
+    Args:
+        metric: "calign" or "colap".
+        frame: Its scores (see `frames.scores`).
+        axes: Its settings.
+        over: "layer", at the chosen revision, or "step", over the trained revisions at the chosen layer.
+    """
+    pairs = list(frame["pair"].unique())
+    width = {1: 560, 2: 360}.get(len(pairs), 210)
+    scale = alt.Scale(nice=False, zero=over == "step")
+    title = "layer"
+    if over == "step":
+        steps = sorted({s for s in frame["step"].dropna() if s > 0})
+        title = frame.attrs["step_title"]
+        if steps and steps[-1] / steps[0] > _WIDE:
+            scale = alt.Scale(nice=False, type="symlog", constant=float(steps[0]))
+    ticks = sorted(int(v) for v in frame[over].dropna().unique())
+    ticks = ticks[:: math.ceil(len(ticks) / (width // 30))]
+    axis = alt.Axis(values=ticks, format="~s" if over == "step" else "d", grid=False, labelFlush=False)
+    x = alt.X(f"{over}:Q", title=title, scale=scale, axis=axis)
+    panel = _layers(metric, frame, x, _REVISION if over == "layer" else "true").properties(
+        width=width, height=round(width * 0.6)
+    )
+    chart = panel.facet(alt.Facet("pair:N", sort=pairs), columns=4, data=alt.NamedData(metric))
+    rows = [] if over == "layer" else [_LAYER]
+    return _finish(chart.transform_filter(_filter(axes, _language(metric), *rows)))
+
+
+def heat_map(frame: pd.DataFrame, axes: list[Setting]) -> dict[str, Any]:
+    """CALIGN of every direction, one panel per model, at the chosen layer and revision."""
+    languages = list(pd.unique(frame[["source", "target"]].to_numpy().ravel()))
+    cell = 46 if len(languages) <= 12 else 30
+    trained = frame.loc[~frame["random"].astype(bool), "value"]
+    top = float(trained.max()) if trained.notna().any() and trained.max() > 0 else 1.0
+    x = alt.X("target:N", sort=languages, title="target", axis=alt.Axis(labelAngle=0, orient="bottom"))
+    base = alt.Chart().encode(x=x, y=alt.Y("source:N", sort=languages, title="source"))
+    scale = alt.Scale(scheme="viridis", domain=[0, top], reverse=True)
+    color = alt.Color("value:Q", scale=scale, legend=alt.Legend(title="CALIGN", orient="right", format=".2f"))
+    ink = alt.condition(f"datum.value > {0.5 * top}", alt.value("white"), alt.value("#222"))
+    label = base.transform_calculate(label="isValid(datum.value) ? format(datum.value, '.2f') : '–'")
+    chart = alt.layer(
+        base.mark_rect(cornerRadius=3).encode(color=color, tooltip=_tooltip("calign", frame)),
+        label.mark_text(fontSize=12 if cell > 40 else 9).encode(text="label:N", color=ink),
+    ).properties(width=alt.Step(cell), height=alt.Step(cell))
+    panels = chart.facet(alt.Facet("model:N", sort=list(frame["model"].unique())), data=alt.NamedData("calign"))
+    return _finish(panels.properties(columns=4).transform_filter(_filter(axes, "!datum.random", _REVISION, _LAYER)))
+
+
+def _finish(chart: alt.FacetChart) -> dict[str, Any]:
+    """The checked specification, without the address of its schema: the page names no address."""
+    spec: dict[str, Any] = chart.to_dict()
+    del spec["$schema"]
+    return spec | {"config": CONFIG}
+
+
+def charts(metric: str, frame: pd.DataFrame, axes: list[Setting]) -> list[Chart]:
+    """The charts of one metric that its rows can fill: over layers, between languages, over revisions."""
+    name, found = metric.upper(), []
+    trained = frame[~frame["random"].astype(bool)]
+    each = "direction" if metric == "calign" else "joint scope"
+    if trained["layer"].nunique() > 1:
+        caption = f"{name} at every layer (0 = embeddings), one panel per {each}, with its references."
+        found.append(Chart(f"{metric}-layers", f"{name} over layers", caption, curves(metric, frame, axes, "layer")))
+    if metric == "calign" and frame["pair"].nunique() > 1:
+        caption = "CALIGN of every direction at the chosen layer and revision; a dash is a score that could not be given."
+        found.append(Chart("calign-pairs", "CALIGN between languages", caption, heat_map(trained, axes)))
+    if trained["step"].nunique() > 1:
+        caption = f"{name} over the revisions, at the chosen layer, one panel per {each}."
+        found.append(Chart(f"{metric}-steps", f"{name} over revisions", caption, curves(metric, frame, axes, "step")))
+    return found
