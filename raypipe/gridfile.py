@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative 
 
 
 def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()) -> Grid:
-    """Reads a grid from a YAML file (or from nothing), with dotted fields overridden.
+    """Reads a grid from a YAML file (or from nothing), with fields set on top.
 
     Args:
         path: YAML file; its relative paths are relative to its folder. None starts from an empty grid.
-        overrides: (dotted field, value) pairs, applied in order; relative paths in them are relative to the current directory.
+        overrides: (dotted field, value) pairs, applied in order; the field `models` takes what `--model` takes, a list of
+            NAME_OR_PATH[@REVISION]. Relative paths are relative to the current directory.
 
     Raises:
         InputError: The file is missing, not UTF-8 or not YAML.
@@ -31,9 +33,39 @@ def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()
         data = _read_yaml(Path(path))
         _absolute_paths(data, Path(path).resolve().parent)
     for field, value in overrides:
-        _set(data, field, value)
-    _absolute_paths(data, Path.cwd())
+        if field == "models":
+            data["models"] = _models(data.get("models"), value)
+        elif field.endswith(".path") and isinstance(value, str):
+            _set(data, field, (_if_there if field.startswith("models.") else _absolute)(value, Path.cwd()))
+        else:
+            _set(data, field, value)
     return Grid(**data)
+
+
+def _models(known: Any, flags: Sequence[str]) -> list[dict[str, Any]]:
+    """The models that flags name: by a name of the grid file, or by path; revisions of one model are put together."""
+    listed = known if isinstance(known, list) else [known]
+    named = {model["name"]: model for model in listed if isinstance(model, dict) and "name" in model}
+    chosen: dict[str, dict[str, Any]] = {}
+    for flag in flags:
+        where, _, revision = (flag, "", "") if flag in named or Path(flag).exists() else flag.partition("@")
+        model = chosen.get(where) or {**named.get(where, {"path": _if_there(where, Path.cwd())}), "flagged": []}
+        chosen[where] = {**model, "flagged": [*model["flagged"], *([revision] if revision else [])]}
+    models = []
+    for model in chosen.values():
+        revisions = model.pop("flagged")
+        name = model.get("name") or _free_name(
+            Path(model["path"].removeprefix("toy:")).name, {m["name"] for m in models}
+        )
+        models.append({**model, "name": name} | ({"revisions": revisions} if revisions else {}))
+    return models
+
+
+def _free_name(text: str, taken: set[str]) -> str:
+    """The text as a short name that is not taken: `bert`, `bert-2`, ..."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip(".-") or "model"
+    tries = (name if n == 1 else f"{name}-{n}" for n in count(1))
+    return next(option for option in tries if option not in taken)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -88,10 +120,7 @@ def _set(data: dict[str, Any], field: str, value: Any) -> None:
     place: Any = data
     *parents, last = field.split(".")
     for part in parents:
-        if isinstance(place, list):
-            place = place[_index(part, place, field)]
-        else:
-            place = place.setdefault(part, {})
+        place = place[_index(part, place, field)] if isinstance(place, list) else place.setdefault(part, {})
         if not isinstance(place, dict | list):
             raise GridError(f"{field}: {part} is a plain value and has no fields")
     if isinstance(place, list):

@@ -54,9 +54,9 @@ class Cell:
 
     stage: str
     key: tuple[tuple[str, str], ...]
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    inputs: Mapping[str, str] = field(default_factory=dict, hash=False)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict, hash=False)
     grows: bool = False
 
     @property
@@ -189,15 +189,12 @@ class RunDir:
                 f"{self.path / name}: missing or damaged ({' '.join(str(error).split())[:120]}); run the grid again"
             ) from None
 
-    def _mark_name(self, cell: Cell) -> str:
-        return f"{_MARKS}/{cell.stage}/{cell.path}.json"
-
     def finish(
         self, cell: Cell, files: Mapping[str, Mapping[str, Any]], seconds: float, receipt: Mapping[str, Any]
     ) -> None:
         """Writes the cell's mark: the last write of a cell."""
         mark = Mark(cell.fingerprint, cell.fields, cell.inputs, cell.axes, files, round(seconds, 3), receipt)
-        self.write_json(self._mark_name(cell), mark.__dict__ | {"files": dict(files)})
+        self.write_json(f"{_MARKS}/{cell.stage}/{cell.path}.json", mark.__dict__ | {"files": dict(files)})
         (self.path / _FAILURES / cell.stage / f"{cell.path}.json").unlink(missing_ok=True)
 
     def fail(self, cell: Cell, message: str, trace: str) -> str:
@@ -208,7 +205,11 @@ class RunDir:
 
     def mark(self, cell: Cell) -> Mark | None:
         """The cell's mark, whatever it was made with; None when there is none."""
-        name = self._mark_name(cell)
+        return self.mark_at(cell.stage, cell.path)
+
+    def mark_at(self, stage: str, path: str) -> Mark | None:
+        """The mark of a stage's cell by its path; None when there is none."""
+        name = f"{_MARKS}/{stage}/{path}.json"
         return Mark(**self.read_json(name)) if (self.path / name).is_file() else None
 
     def is_done(self, cell: Cell) -> bool:

@@ -32,9 +32,7 @@ class InProcess:
                 result = raised(error)
             yield index, result
 
-    def stream(
-        self, worker: Worker, items: Sequence[dict[str, Any]]
-    ) -> Iterator[tuple[int, dict[str, Any] | Failure]]:
+    def stream(self, worker: Worker, items: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | Failure]]:
         """See `Cluster.stream`; one worker, results in the order of the items."""
         if not items:
             return
@@ -55,7 +53,7 @@ class InProcess:
     def points(self, read: Callable[[S], np.ndarray], shards: Sequence[S]) -> Iterator[Points]:
         """See `Cluster.points`; every shard lives in this process."""
         # A sanctioned exception to "science and cluster do not know each other": shards are science's own type.
-        from raypipe.science.kmeans import LocalPoints
+        from raypipe.science.kmeans_points import LocalPoints
 
         yield LocalPoints([read(shard) for shard in shards])
 

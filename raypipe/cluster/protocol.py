@@ -95,9 +95,7 @@ class Cluster(Protocol):
             ClusterError: no node can hold a worker any more.
         """
 
-    def stream(
-        self, worker: Worker, items: Sequence[dict[str, Any]]
-    ) -> Iterator[tuple[int, dict[str, Any] | Failure]]:
+    def stream(self, worker: Worker, items: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | Failure]]:
         """Feed the items to a pool of `resources.workers` workers, each built once by `worker()`.
 
         Args:

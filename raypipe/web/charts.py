@@ -65,28 +65,33 @@ def _tooltip(metric: str, frame: pd.DataFrame) -> list[alt.Tooltip]:
 
 def _color(models: list[str]) -> alt.Color:
     scale = alt.Scale(domain=models, range=[PALETTE[i % len(PALETTE)] for i in range(len(models))])
-    return alt.Color("model:N", scale=scale, legend=alt.Legend() if len(models) > 1 else None)
+    return alt.Color(
+        "model:N", scale=scale, legend=alt.Legend(symbolType="square", symbolOpacity=1) if len(models) > 1 else None
+    )
 
 
 def _layers(metric: str, frame: pd.DataFrame, x: alt.X, shown: str) -> alt.LayerChart:
     """Observed curve, its reference with a band, and the random weights, for one panel."""
-    color, base = _color(list(frame["model"].unique())), alt.Chart()
-    dash = alt.Scale(domain=list(_LABELS[metric]), range=_DASHES)
-    observed, reference, untrained = (alt.StrokeDashDatum(t, scale=dash) for t in _LABELS[metric])
+    labels, color = _LABELS[metric], _color(list(frame["model"].unique()))
     y = alt.Y("value:Q", title=metric.upper(), scale=alt.Scale(domainMin=0), axis=alt.Axis(tickCount=4))
-    trained, random = base.transform_filter(f"!datum.random && {shown}"), base.transform_filter("datum.random")
-    parts = [
-        trained.mark_area(opacity=0.2).encode(x=x, y=alt.Y("ref_lo:Q"), y2="ref_hi:Q", color=color),
-        trained.mark_line(strokeWidth=1.5).encode(x=x, y=alt.Y("ref:Q"), color=color, strokeDash=reference),
+    lines = alt.Legend(symbolType="stroke", symbolFillColor="transparent", symbolStrokeColor="#888")
+    # The scale stands at a field (a datum may carry none); the other layers name their line by datum.
+    dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=list(labels), range=_DASHES), legend=lines)
+    base, curve = alt.Chart().encode(x=x, color=color), alt.OverlayMarkDef(filled=True, size=36)
+    trained = [
+        base.mark_area(opacity=0.2).encode(y=alt.Y("ref_lo:Q"), y2="ref_hi:Q"),
+        base.mark_line(strokeWidth=1.5).encode(y=alt.Y("ref:Q"), strokeDash=alt.StrokeDashDatum(labels[1])),
     ]
-    if frame["random"].any():
-        line = random.mark_rule(strokeWidth=1.5) if "step" in x.shorthand else random.mark_line(strokeWidth=1.5)
-        parts.append(line.encode(**({} if "step" in x.shorthand else {"x": x}), y=y, color=color, strokeDash=untrained))
     if frame["seeds"].max() > 1:
-        parts.append(trained.mark_rule(opacity=0.6).encode(x=x, y=alt.Y("lo:Q"), y2="hi:Q", color=color))
-    point = alt.OverlayMarkDef(filled=True, size=36)
-    curve = trained.mark_line(point=point, strokeWidth=2.2)
-    parts.append(curve.encode(x=x, y=y, color=color, strokeDash=observed, tooltip=_tooltip(metric, frame)))
+        trained.append(base.mark_rule(opacity=0.6).encode(y=alt.Y("lo:Q"), y2="hi:Q"))
+    observed = base.transform_calculate(line=f"'{labels[0]}'").mark_line(point=curve, strokeWidth=2.2)
+    trained.append(observed.encode(y=y, strokeDash=dash, tooltip=_tooltip(metric, frame)))
+    parts: list[Any] = [alt.layer(*trained).transform_filter(f"!datum.random && {shown}")]
+    if frame["random"].any():
+        random = alt.Chart().transform_filter("datum.random")
+        random = random.encode(y=y, color=color, strokeDash=alt.StrokeDashDatum(labels[2]))
+        level = x.shorthand.startswith("step")  # random weights have no step: a level line over all of them
+        parts.insert(0, random.mark_rule(strokeWidth=1.5) if level else random.mark_line(strokeWidth=1.5).encode(x=x))
     return alt.layer(*parts)
 
 
@@ -100,7 +105,7 @@ def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str) -> 
         over: "layer", at the chosen revision, or "step", over the trained revisions at the chosen layer.
     """
     pairs = list(frame["pair"].unique())
-    width = {1: 560, 2: 360}.get(len(pairs), 210)
+    width = {1: 560, 2: 360}.get(len(pairs), 245)
     scale = alt.Scale(nice=False, zero=over == "step")
     title = "layer"
     if over == "step":
@@ -110,34 +115,36 @@ def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str) -> 
             scale = alt.Scale(nice=False, type="symlog", constant=float(steps[0]))
     ticks = sorted(int(v) for v in frame[over].dropna().unique())
     ticks = ticks[:: math.ceil(len(ticks) / (width // 30))]
-    axis = alt.Axis(values=ticks, format="~s" if over == "step" else "d", grid=False, labelFlush=False)
+    axis = alt.Axis(values=ticks, labelExpr="format(datum.value, '~s')", grid=False, labelFlush=False)
     x = alt.X(f"{over}:Q", title=title, scale=scale, axis=axis)
-    panel = _layers(metric, frame, x, _REVISION if over == "layer" else "true").properties(
-        width=width, height=round(width * 0.6)
-    )
-    chart = panel.facet(alt.Facet("pair:N", sort=pairs), columns=4, data=alt.NamedData(metric))
+    panel = _layers(metric, frame, x, _REVISION if over == "layer" else "true")
+    panel = panel.properties(width=width, height=round(width * 0.55))
+    chart = panel.facet(alt.Facet("pair:N", sort=pairs), columns=len(pairs), data=alt.NamedData(metric))
     rows = [] if over == "layer" else [_LAYER]
     return _finish(chart.transform_filter(_filter(axes, _language(metric), *rows)))
 
 
 def heat_map(frame: pd.DataFrame, axes: list[Setting]) -> dict[str, Any]:
     """CALIGN of every direction, one panel per model, at the chosen layer and revision."""
-    languages = list(pd.unique(frame[["source", "target"]].to_numpy().ravel()))
-    cell = 46 if len(languages) <= 12 else 30
-    trained = frame.loc[~frame["random"].astype(bool), "value"]
-    top = float(trained.max()) if trained.notna().any() and trained.max() > 0 else 1.0
+    languages, models = list(pd.unique(frame[["source", "target"]].to_numpy().ravel())), list(frame["model"].unique())
+    side = len(languages) * (46 if len(languages) <= 12 else 30)
     x = alt.X("target:N", sort=languages, title="target", axis=alt.Axis(labelAngle=0, orient="bottom"))
     base = alt.Chart().encode(x=x, y=alt.Y("source:N", sort=languages, title="source"))
-    scale = alt.Scale(scheme="viridis", domain=[0, top], reverse=True)
+    scale = alt.Scale(scheme="viridis", domainMin=0, reverse=True)
     color = alt.Color("value:Q", scale=scale, legend=alt.Legend(title="CALIGN", orient="right", format=".2f"))
-    ink = alt.condition(f"datum.value > {0.5 * top}", alt.value("white"), alt.value("#222"))
-    label = base.transform_calculate(label="isValid(datum.value) ? format(datum.value, '.2f') : '–'")
+    label = base.transform_calculate(
+        label="isValid(datum.value) ? format(datum.value, '.2f') : '–'",
+        ink="!isValid(datum.value) ? '#888' : datum.value > datum.top / 2 ? 'white' : '#222'",
+    )
     chart = alt.layer(
         base.mark_rect(cornerRadius=3).encode(color=color, tooltip=_tooltip("calign", frame)),
-        label.mark_text(fontSize=12 if cell > 40 else 9).encode(text="label:N", color=ink),
-    ).properties(width=alt.Step(cell), height=alt.Step(cell))
-    panels = chart.facet(alt.Facet("model:N", sort=list(frame["model"].unique())), data=alt.NamedData("calign"))
-    return _finish(panels.properties(columns=4).transform_filter(_filter(axes, "!datum.random", _REVISION, _LAYER)))
+        label.mark_text(fontSize=12 if len(languages) <= 12 else 9).encode(
+            text="label:N", color=alt.Color("ink:N", scale=None)
+        ),
+    ).properties(width=side, height=side)
+    panels = chart.facet(alt.Facet("model:N", sort=models), columns=len(models), data=alt.NamedData("calign"))
+    shown = panels.transform_filter(_filter(axes, "!datum.random", _REVISION, _LAYER))
+    return _finish(shown.transform_joinaggregate(top="max(value)"))
 
 
 def _finish(chart: alt.FacetChart) -> dict[str, Any]:
@@ -150,13 +157,15 @@ def _finish(chart: alt.FacetChart) -> dict[str, Any]:
 def charts(metric: str, frame: pd.DataFrame, axes: list[Setting]) -> list[Chart]:
     """The charts of one metric that its rows can fill: over layers, between languages, over revisions."""
     name, found = metric.upper(), []
-    trained = frame[~frame["random"].astype(bool)]
+    trained = frame[~frame["random"]]
     each = "direction" if metric == "calign" else "joint scope"
     if trained["layer"].nunique() > 1:
         caption = f"{name} at every layer (0 = embeddings), one panel per {each}, with its references."
         found.append(Chart(f"{metric}-layers", f"{name} over layers", caption, curves(metric, frame, axes, "layer")))
     if metric == "calign" and frame["pair"].nunique() > 1:
-        caption = "CALIGN of every direction at the chosen layer and revision; a dash is a score that could not be given."
+        caption = (
+            "CALIGN of every direction at the chosen layer and revision; a dash is a score that could not be given."
+        )
         found.append(Chart("calign-pairs", "CALIGN between languages", caption, heat_map(trained, axes)))
     if trained["step"].nunique() > 1:
         caption = f"{name} over the revisions, at the chosen layer, one panel per {each}."

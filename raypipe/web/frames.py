@@ -17,14 +17,10 @@ OWN = {
     "calign": ("component", "theta", "translations", "min_types", "size_ratio"),
     "colap": ("component", "theta", "min_types", "rule"),
 }
-# The setting the page opens with where the grid has it; else the grid's first one.
+# The value the page opens with where the grid has it (the specification's default); else the grid's first one.
 OPENING = {
-    "calign_theta": 0.8,
-    "colap_theta": 0.3,
-    "translations": 10,
-    "calign_min_types": 5,
-    "colap_min_types": 1,
-    "size_ratio": 0.6,
+    "calign": {"theta": 0.8, "translations": 10, "min_types": 5, "size_ratio": 0.6},
+    "colap": {"theta": 0.3, "min_types": 1},
 }
 _SOURCES = {
     "calign": {"value": "calign", "count": "aligned", "ref": "null_calign", "ref_sd": "null_sd", "ref_max": "null_max"},
@@ -36,9 +32,10 @@ _KEPT_ROWS = 20_000  # rows of a chart's data beyond which a browser grows slow
 
 @dataclass(frozen=True)
 class Setting:
-    """An axis of the settings: its signal's name on the page, its column, its values in grid order, the opening one."""
+    """An axis of the settings: its signal on the page, its label, column, values in grid order, and opening value."""
 
     name: str
+    label: str
     column: str
     values: tuple[Any, ...]
     opening: Any
@@ -86,7 +83,7 @@ def scores(table: pa.Table, metric: str) -> pd.DataFrame:
     grouped = raw.groupby([*_KEYS, *SHARED, *OWN[metric]], sort=False, dropna=False)
     frame = grouped.agg(columns | ({"source": "first", "target": "first"} if metric == "calign" else {}))
     spread = grouped["value"].agg(["min", "max", "count"]).set_axis(["lo", "hi", "seeds"], axis=1)
-    frame = frame.join(spread).reset_index().rename(columns={"group": "revision"})
+    frame = frame.join(spread).reset_index().rename(columns={"group": "revision"}).astype({"random": bool})
     sd = np.sqrt(frame.pop("ref_var"))
     frame["ref_sd"], frame["ref_lo"], frame["ref_hi"] = sd, (frame["ref"] - 2 * sd).clip(lower=0), frame["ref"] + 2 * sd
     return _ordered(frame)
@@ -107,21 +104,24 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 def revisions(frame: pd.DataFrame) -> dict[str, list[str]]:
     """Each model's revisions in grid order, without the random ones that stand beside trained ones."""
-    trained = frame[~frame["random"].astype(bool)]
+    trained = frame[~frame["random"]]
     return {str(m): list(part["revision"].unique()) for m, part in trained.groupby("model", sort=False)}
 
 
 def settings(frames: Mapping[str, pd.DataFrame]) -> dict[str, list[Setting]]:
     """The settings of each metric; those of `SHARED` have one name and the same values for both metrics."""
-    found: dict[str, list[Setting]] = {}
+    found: dict[str, list[Setting]] = {metric: [] for metric in frames}
     for metric, frame in frames.items():
-        found[metric] = []
         for column in (*SHARED, *OWN[metric]):
-            several = frames.values() if column in SHARED else [frame]
-            values = tuple(pd.unique(pd.concat([f[column] for f in several])).tolist())
-            own = column if column in (*SHARED, "translations", "size_ratio", "rule") else f"{metric}_{column}"
-            opening = OPENING.get(own)
-            found[metric].append(Setting(own, column, values, opening if opening in values else values[0]))
+            shared = column in SHARED
+            values = tuple(pd.unique(pd.concat([f[column] for f in (frames.values() if shared else [frame])])).tolist())
+            name = column if shared else f"{metric}_{column}"
+            label = column.replace("_", " ").replace("theta", "θ") if column != "k" else "K"
+            opening = OPENING[metric].get(column)
+            opening = opening if opening in values else values[0]
+            found[metric].append(
+                Setting(name, label if shared else f"{metric.upper()} {label}", column, values, opening)
+            )
     return found
 
 
@@ -143,8 +143,9 @@ def mark_best(frames: Mapping[str, pd.DataFrame], axes: Mapping[str, list[Settin
             best.setdefault(str(model), int(part["layer"].max()))
     if "calign" in frames:
         shown = at_opening(frames["calign"], axes["calign"])
-        means = shown[shown["last"]].groupby(["model", "layer"])["value"].mean().dropna()
-        best |= {str(m): int(part.idxmax()[1]) for m, part in means.groupby(level="model")}
+        means = shown[shown["last"]].groupby(["model", "layer"])["value"].mean().dropna().reset_index()
+        top = means.sort_values("value", ascending=False, kind="stable").drop_duplicates("model")
+        best |= dict(zip(top["model"], top["layer"].tolist(), strict=True))
     for frame in frames.values():
         frame["best"] = frame["layer"] == frame["model"].map(best)
     return best
@@ -156,24 +157,18 @@ def thin(frame: pd.DataFrame, axes: list[Setting]) -> tuple[pd.DataFrame, list[S
     Returns:
         The rows, their remaining settings and a sentence for the page, empty when nothing was left out.
     """
-    total, left = len(frame), list(axes)
-    fixed: list[str] = []
+    total, fixed = len(frame), list[Setting]()
     for axis in reversed(axes):
         if len(frame) > _KEPT_ROWS and len(axis.values) > 1:
-            frame, _ = frame[frame[axis.column] == axis.opening], left.remove(axis)
-            fixed.append(f"{axis.column} {axis.opening}")
-    if total == len(frame) <= _KEPT_ROWS:
-        return frame, left, ""
-    rule = f"only rows with {', '.join(fixed)}" if fixed else ""
-    first = f"the first {_KEPT_ROWS:,} rows in grid order" if len(frame) > _KEPT_ROWS else ""
-    kept = " and of these ".join(x for x in (rule, first) if x)
-    return frame.head(_KEPT_ROWS), left, f"The charts hold {kept}, of {total:,}; the tables in scores/ hold all."
+            frame = frame[frame[axis.column] == axis.opening]
+            fixed.append(axis)
+    rules = [f"the rows with {', '.join(f'{a.label} {a.opening}' for a in fixed)}"] if fixed else []
+    rules += [f"the first {_KEPT_ROWS:,} in grid order"] if len(frame) > _KEPT_ROWS else []
+    note = f"The charts hold {', of these '.join(rules)}, out of {total:,} rows; the tables in scores/ hold all."
+    return frame.head(_KEPT_ROWS), [a for a in axes if a not in fixed], note if rules else ""
 
 
 def compact(frame: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
-    """A frame as column names and rows, numbers to six places, for the page's JSON."""
-    part = frame[columns].copy()
-    for name in part.select_dtypes("floating"):
-        part[name] = part[name].round(6)
-    values = part.astype(object).where(part.notna(), None)
-    return {"columns": columns, "rows": values.to_numpy().tolist()}
+    """A frame as column names and rows, numbers to six places and None for none, for the page's JSON."""
+    part = frame[columns].round(6).astype(object)
+    return {"columns": columns, "rows": part.where(part.notna(), None).to_numpy().tolist()}

@@ -1,0 +1,226 @@
+"""Finding, starting and leaving a Ray cluster, and stateless tasks on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from types import TracebackType
+from typing import Any
+
+import grpc
+import numpy as np
+import ray
+
+from raypipe.cluster.protocol import MAX_DEATHS, Failure, Points, R, Resources, S, T, Worker, one_line, raised
+from raypipe.cluster.ray_points import open_points
+from raypipe.cluster.ray_stream import stream
+from raypipe.cluster.ray_wait import capacity, fetch, options, wait_any, wanted_and_found
+from raypipe.cluster.threads import limit_threads
+from raypipe.errors import ClusterError
+
+CONNECT_SECONDS = 10.0
+"""How long a head node may take to answer."""
+LOCAL_STORE_BYTES = 512 * 2**20
+"""The object store of a Ray that is started here; points pass through it one shard at a time."""
+LOCAL_WORKERS_PER_CORE = 4
+"""A Ray that is started here gets no more workers than this, whatever is asked."""
+
+_limit_threads = lru_cache(maxsize=1)(limit_threads)  # once in a process, not once in a task
+
+SUBMIT = "ray job submit --address http://HOST:8265 --working-dir . -- python jobs/run_grid.py GRID"
+
+
+class RayCluster:
+    """A `Cluster` on Ray."""
+
+    def __init__(self, name: str, resources: Resources, *, owned: bool) -> None:
+        self.name = name
+        self.resources = resources
+        self._owned = owned
+        self._running: set[Any] = set()
+
+    def map(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
+        """See `Cluster.map`."""
+        # Ray's own retries are off: ours count memory kills and lost nodes alike.
+        task = ray.remote(max_retries=0, **options(self.resources))(_run)
+        todo = deque((index, 0) for index in range(len(items)))
+        pending: dict[Any, tuple[int, int]] = {}
+        try:
+            while todo or pending:
+                while todo and len(pending) < self.resources.workers:
+                    index, deaths = todo.popleft()
+                    reference = task.remote(work, items[index], self.resources.threads)
+                    pending[reference] = index, deaths
+                    self._running.add(reference)
+                done = wait_any(list(pending), self.resources, None, "tasks")
+                index, deaths = pending.pop(done)
+                self._running.discard(done)
+                result = fetch(done)
+                if isinstance(result, Failure) and result.kind == "machine":
+                    if deaths < MAX_DEATHS:
+                        todo.appendleft((index, deaths + 1))
+                        continue
+                    result = replace(result, message=f"{result.message}, for the {deaths + 1}th time")
+                yield index, result
+        finally:
+            self._cancel(pending)
+
+    def stream(self, worker: Worker, items: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | Failure]]:
+        """See `Cluster.stream`."""
+        size, threads = self.resources.workers, self.resources.threads
+        return stream(worker, items, size=size, threads=threads, reserve=options(self.resources))
+
+    def points(self, read: Callable[[S], np.ndarray], shards: Sequence[S]) -> AbstractContextManager[Points]:
+        """See `Cluster.points`."""
+        return open_points(read, shards, self.resources)
+
+    def close(self) -> None:
+        """End pending work; leave the cluster, or shut it down if it was started here."""
+        if ray.is_initialized():
+            self._cancel(self._running)
+            if self._owned:
+                ray.shutdown()
+                ray._private.worker._worker_logs_enabled = True
+
+    def _cancel(self, references: Any) -> None:
+        for reference in list(references):
+            self._running.discard(reference)
+            ray.cancel(reference, force=True)
+
+    def __enter__(self) -> RayCluster:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+def open_ray(address: str, resources: Resources) -> RayCluster:
+    """Start or join a Ray cluster; see `raypipe.cluster.connect`.
+
+    Raises:
+        ClusterError: the address is of another form, nothing answers there, or no node can hold one worker.
+    """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "") or "local"
+    _check_form(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    owned = not ray.is_initialized()
+    if owned:
+        if threading.current_thread() is not threading.main_thread():
+            raise ClusterError(
+                "Ray must be started on the main thread (its processes end with the thread); connect there"
+            )
+        if address == "local":
+            resources = _start(resources)
+        else:
+            _join(address)
+    cluster = RayCluster(_name(address, resources, owned=owned), resources, owned=owned)
+    if not capacity(resources):
+        message = f"{cluster.name}: {wanted_and_found(resources)}; ask for less in the grid's resources"
+        cluster.close()
+        raise ClusterError(message)
+    return cluster
+
+
+def _check_form(address: str) -> None:
+    if re.match(r"[a-z]+://", address):
+        raise ClusterError(f"address {address!r}: the driver must run inside the cluster; submit it there: {SUBMIT}")
+    if address != "local" and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}", address):
+        raise ClusterError(f"address {address!r}: expected auto, local, inprocess or HOST:PORT of a Ray head node")
+
+
+def _join(address: str) -> None:
+    refused = f"no Ray head node can be joined at {address}"
+    if os.environ.get("RAY_USE_TLS", "0") == "0":
+        _knock(address, refused)
+    try:
+        with _quiet():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError, SystemExit, ray.exceptions.RayError) as error:
+        raise ClusterError(
+            f"{refused} ({one_line(error)}); check that this machine is one of its nodes and that RAY_AUTH_TOKEN fits"
+        ) from error
+
+
+def _knock(address: str, refused: str) -> None:
+    """Ask for the id of the cluster. Ray itself would retry for minutes and then end this process."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=CONNECT_SECONDS)
+        except grpc.RpcError as error:
+            code = error.code()
+            if code != grpc.StatusCode.UNAUTHENTICATED:  # else a head node that wants its token
+                raise ClusterError(f"{refused} ({code.name}); check that `ray start --head` runs there") from error
+            if os.environ.get("RAY_AUTH_MODE") != "token":
+                raise ClusterError(
+                    f"{refused} (it wants a token); set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+                ) from error
+
+
+def _start(resources: Resources) -> Resources:
+    """Start a small Ray for these workers alone; returns the resources with the workers it has room for."""
+    most = max(1, LOCAL_WORKERS_PER_CORE * (os.cpu_count() or 1) // resources.threads)
+    resources = replace(resources, workers=min(resources.workers, most))
+    with _quiet():
+        ray.init(
+            address="local",
+            num_cpus=resources.workers * resources.threads,
+            object_store_memory=LOCAL_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    return resources
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Start Ray without a word: lost workers are ours to report, and a start that fails raises.
+
+    RAY_BACKEND_LOG_LEVEL=info brings its messages back.
+    """
+    name = "RAY_BACKEND_LOG_LEVEL"  # read once, while Ray starts
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "fatal"
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)  # the native code announces the level it was given
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
+        del os.environ[name]
+    ray._private.worker._worker_logs_enabled = False  # what the driver's listener prints
+
+
+def _name(address: str, resources: Resources, *, owned: bool) -> str:
+    if owned and address == "local":
+        plural = "s" if resources.threads > 1 else ""
+        return f"a new local Ray ({resources.workers} workers x {resources.threads} thread{plural})"
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    place = ray.get_runtime_context().gcs_address
+    return f"Ray at {place} ({len(nodes)} nodes, {cpus:g} CPUs)"
+
+
+def _run(work: Callable[[T], R], item: T, threads: int) -> R | Failure:
+    """One task: the work, with its exception as a value."""
+    _limit_threads(threads)
+    try:
+        return work(item)
+    except (Exception, SystemExit) as error:
+        return raised(error)

@@ -1,0 +1,173 @@
+"""Shards of points that live in Ray actors while functions visit them.
+
+The driver fixes which actor owns which shard (by shard index) and holds no points. A Ray Data stream reads the shards
+and pushes each to its owner. An owner that lacks a shard (it replaced a lost one, or the push failed) reads it itself
+before the next call, so a loss anywhere costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Generic
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from raypipe.cluster.protocol import MAX_DEATHS, Points, Resources, S, T, one_line
+from raypipe.cluster.ray_stream import stream
+from raypipe.cluster.ray_wait import FETCH_SECONDS, capacity, options, wait_any
+from raypipe.cluster.threads import limit_threads
+from raypipe.errors import ClusterError
+
+CALL_SECONDS = 3600.0
+"""How long no worker of a group may answer before the group is given up."""
+PUSH_SECONDS = 600.0
+"""How long a reader waits for an owner to take a shard."""
+
+
+class ShardRaised(Exception):  # noqa: N818 - it carries an error of the function, it is none itself
+    """What a function raised, with the index of the shard it visited: `args` is (index, exception)."""
+
+
+class Owner(Generic[S]):
+    """One actor of the group: holds its shards and calls functions on them, in shard order."""
+
+    def __init__(self, read: Callable[[S], np.ndarray], specs: dict[int, S], threads: int) -> None:
+        limit_threads(threads)
+        self._read = read
+        self._specs = specs
+        self._held: dict[int, Any] = {}
+
+    def node(self) -> str:
+        """The id of the node it lives on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def take(self, index: int, X_nd: np.ndarray) -> None:
+        """Keep a shard; one that is already here stays as it is."""
+        from raypipe.science.kmeans_points import Shard
+
+        if index not in self._held:
+            # A copy: the argument is a read-only view that would keep its object in the store.
+            self._held[index] = Shard(np.array(X_nd, dtype=np.float32, order="C"), {}, index)
+
+    def call(self, function: Callable[..., T], args: tuple[Any, ...]) -> list[T]:
+        """Call `function(shard, *args)` for each own shard."""
+        results = []
+        for index, spec in self._specs.items():
+            try:
+                if index not in self._held:
+                    self.take(index, self._read(spec))
+                results.append(function(self._held[index], *args))
+            except (Exception, SystemExit) as error:
+                raise ShardRaised(index, error) from error
+        return results
+
+
+class Reader(Generic[S]):
+    """One reader of the stream that fills a group: reads a shard and hands it to its owner."""
+
+    def __init__(self, read: Callable[[S], np.ndarray], shards: Sequence[S], owners: Sequence[Any]) -> None:
+        self._read = read
+        self._shards = shards
+        self._owners = owners
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """`{"shard": index}` in, the number of its points out."""
+        index = item["shard"]
+        X_nd = self._read(self._shards[index])
+        ray.get(self._owners[index % len(self._owners)].take.remote(index, X_nd), timeout=PUSH_SECONDS)
+        return {"points": len(X_nd)}
+
+
+class RayPoints(Generic[S]):
+    """The `Points` of a group of actors."""
+
+    def __init__(self, read: Callable[[S], np.ndarray], shards: Sequence[S], resources: Resources) -> None:
+        self._read = read
+        self._shards = list(shards)
+        self._resources = resources
+        # A group larger than the cluster would wait for ever for its last owner.
+        size = max(1, min(resources.workers, len(shards), capacity(resources)))
+        self._owners = [self._start(number, size) for number in range(size)]
+        self._deaths = [0] * size
+
+    def fill(self) -> None:
+        """Read every shard once. What goes wrong here is left to the owners, who read what they miss and raise."""
+        nodes = sorted(set(self._each(lambda owner: owner.node.remote(), "starting the workers")))
+        items = [{"shard": index} for index in range(len(self._shards))]
+        reader = partial(Reader, self._read, self._shards, tuple(self._owners))
+        # Readers reserve no CPU (the owners have them all), so they are kept to the nodes of the owners.
+        labels = {"ray.io/node-id": f"in({','.join(nodes)})"}
+        size, threads = len(self._owners), self._resources.threads
+        for _ in stream(reader, items, size=size, threads=threads, reserve={"num_cpus": 0}, labels=labels):
+            pass
+        self.map(_touch)
+
+    def map(self, function: Callable[..., T], *args: Any) -> list[T]:
+        """See `Points.map`."""
+        if not self._shards:
+            return []
+        shared = ray.put(args)  # once, not once for each owner
+        name = getattr(function, "__name__", "a function")
+        parts = self._each(lambda owner: owner.call.remote(function, shared), f"{name} on {len(self._shards)} shards")
+        return [parts[index % len(parts)][index // len(parts)] for index in range(len(self._shards))]
+
+    def close(self) -> None:
+        """End the actors."""
+        for owner in self._owners:
+            ray.kill(owner)
+
+    def _start(self, number: int, size: int) -> Any:
+        specs = dict(enumerate(self._shards))
+        own = {index: specs[index] for index in range(number, len(self._shards), size)}
+        return ray.remote(**options(self._resources))(Owner).remote(self._read, own, self._resources.threads)
+
+    def _each(self, call: Callable[[Any], Any], what: str) -> list[Any]:
+        """Make a call to each owner, again to a new owner where one was lost; results in owner order."""
+        pending = {call(owner): number for number, owner in enumerate(self._owners)}
+        results: list[Any] = [None] * len(self._owners)
+        raised: dict[int, BaseException] = {}
+        while pending:
+            reference = wait_any(list(pending), self._resources, CALL_SECONDS, what)
+            number = pending.pop(reference)
+            try:
+                results[number] = ray.get(reference, timeout=FETCH_SECONDS)
+            except RayTaskError as error:
+                index, cause = error.cause.args if isinstance(error.cause, ShardRaised) else (number, error)
+                raised[index] = cause
+            except RayError as error:
+                self._replace(number, what, error)
+                pending[call(self._owners[number])] = number
+        if raised:
+            raise raised[min(raised)]
+        return results
+
+    def _replace(self, number: int, what: str, error: RayError) -> None:
+        """Put a new owner in the place of a lost one. Even one that may come back is ended: it might hang again."""
+        self._deaths[number] += 1
+        if self._deaths[number] > MAX_DEATHS:
+            raise ClusterError(
+                f"{what}: worker {number} was lost {self._deaths[number]} times ({one_line(error)}); give each worker "
+                "more memory or use smaller shards, then start the same command again"
+            ) from error
+        ray.kill(self._owners[number])
+        self._owners[number] = self._start(number, len(self._owners))
+
+
+@contextmanager
+def open_points(read: Callable[[S], np.ndarray], shards: Sequence[S], resources: Resources) -> Iterator[Points]:
+    """A filled group, ended on leaving; see `Cluster.points`."""
+    points = RayPoints(read, shards, resources)
+    try:
+        points.fill()
+        yield points
+    finally:
+        points.close()
+
+
+def _touch(shard: Any) -> int:
+    """Its number of points; visiting a shard makes its owner read it if need be."""
+    return len(shard.X_nd)

@@ -1,0 +1,1 @@
+"""Other tools' file formats: concept files, dictionaries, alignments and arrays."""

@@ -1,0 +1,95 @@
+"""NumPy files of the released code: vocab (one key per point) and points (one vector per row)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.errors import InputError
+from raypipe.interop.clusterfiles import SEPARATOR, IntArray, checked_word, split_key
+from raypipe.interop.lines import BadLine, PathText
+
+_ROWS_AT_ONCE = 4096
+
+
+class Vocab(NamedTuple):
+    """The words of the points and, each int32 [n], their running number, sentence and token."""
+
+    words: list[str]
+    occurrences: IntArray
+    sentences: IntArray
+    tokens: IntArray
+
+
+def _load(path: PathText) -> NDArray[Any]:
+    try:
+        # Mapped, so that a header which claims a huge array asks for no memory; pickled objects are refused.
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header can raise nearly anything
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}); expected a plain .npy array") from None
+
+
+def read_vocab(path: PathText) -> Vocab:
+    """Read the keys `word|||occ|||sent|||tok` of a vocab file.
+
+    Raises:
+        InputError: Not a one-dimensional array of text, or FILE:row ROW of a malformed key.
+    """
+    keys = _load(path)
+    if keys.ndim != 1 or keys.dtype.kind != "U":
+        raise InputError(f"{path}: {keys.ndim} dimensions of {keys.dtype}; expected 1 of fixed-width text")
+    words, rows = [], []
+    for row in range(len(keys)):
+        try:
+            word, numbers = split_key(str(keys[row]), ("word", "occurrence", "sentence", "token"))
+        except BadLine as bad:
+            raise InputError(f"{path}:row {row}: {bad}") from None
+        except ValueError:
+            raise InputError(f"{path}:row {row}: not Unicode; expected text") from None
+        words.append(word)
+        rows.append(numbers)
+    return Vocab(words, *np.array(rows, np.int32).reshape(-1, 3).T)
+
+
+def write_vocab(path: PathText, vocab: Vocab) -> None:
+    """Write a vocab file.
+
+    Raises:
+        InputError: A word is empty or holds whitespace.
+    """
+    rows = np.stack((vocab.occurrences, vocab.sentences, vocab.tokens), axis=1).tolist()
+    words: Sequence[str] = [checked_word(word, path) for word in vocab.words]
+    keys = [SEPARATOR.join((word, *map(str, row))) for word, row in zip(words, rows, strict=True)]
+    with open(path, "wb") as file:
+        np.save(file, np.array(keys, dtype=np.str_), allow_pickle=False)
+
+
+def read_points(path: PathText, rows: int) -> NDArray[Any]:
+    """Read the vectors of the points, float16, 32 or 64 [rows, d], mapped from the file.
+
+    Args:
+        path: The file.
+        rows: Points of the vocab.
+
+    Raises:
+        InputError: Another shape or type, or FILE:row ROW of the first vector that is not finite.
+    """
+    points = _load(path)
+    if points.ndim != 2 or points.dtype.kind != "f" or points.dtype.itemsize > 8:
+        raise InputError(f"{path}: {points.ndim} dimensions of {points.dtype}; expected 2 of float16, 32 or 64")
+    if len(points) != rows:
+        raise InputError(f"{path}: {len(points)} rows; expected {rows}, one per key of the vocab")
+    for start in range(0, rows, _ROWS_AT_ONCE):
+        finite = np.isfinite(points[start : start + _ROWS_AT_ONCE]).all(axis=1)
+        if not finite.all():
+            raise InputError(f"{path}:row {start + int(np.argmin(finite))}: NaN or infinity; expected finite numbers")
+    return points
+
+
+def write_points(path: PathText, points: NDArray[Any], *, double: bool = False) -> None:
+    """Write vectors [n, d] as float32, or float64 for the official tools."""
+    with open(path, "wb") as file:
+        np.save(file, np.ascontiguousarray(points, np.float64 if double else np.float32), allow_pickle=False)

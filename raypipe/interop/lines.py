@@ -1,0 +1,93 @@
+"""Lines of a foreign text file, and what to do with a bad one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+
+from raypipe.errors import InputError
+
+PathText = str | PathLike[str]
+INT32_MAX = 2**31 - 1
+
+
+class BadLine(ValueError):
+    """What was found on a line and what was expected, without the place."""
+
+
+def read_bytes(path: PathText) -> bytes:
+    """A file's bytes, without a UTF-8 byte order mark.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        return Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}); expected a file") from None
+
+
+def numbered_lines(path: PathText) -> Iterator[tuple[int, bytes]]:
+    """Line numbers from 1 and lines, ended at LF only (a CR before it is dropped), never at U+2028 and the like."""
+    data = read_bytes(path)
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else [], 1):
+        yield number, line.removesuffix(b"\r")
+
+
+def parse_lines(path: PathText, parse: Callable[[int, str], None], max_bad_lines: int = 0) -> tuple[str, ...]:
+    """Give every line to `parse`; the first one that it refuses stops the reading, or is skipped while some are allowed.
+
+    Args:
+        path: UTF-8 text.
+        parse: Takes a line number and the line; raises `BadLine` before it keeps anything of it.
+        max_bad_lines: Bad lines skipped before the next one stops.
+
+    Returns:
+        The messages of the skipped lines.
+
+    Raises:
+        InputError: FILE:LINE, what was found and what was expected.
+    """
+    skipped: list[str] = []
+    for number, line in numbered_lines(path):
+        try:
+            parse(number, _decoded(line))
+        except BadLine as bad:
+            message = f"{path}:{number}: {bad}"
+            if len(skipped) >= max_bad_lines:
+                after = f" ({len(skipped)} bad lines skipped before)" if skipped else ""
+                raise InputError(message + after) from None
+            skipped.append(message)
+    return tuple(skipped)
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadLine(f"byte 0x{line[error.start]:02x} at column {error.start + 1}; expected UTF-8") from None
+
+
+def natural(name: str, text: str, most: int = INT32_MAX) -> int:
+    """An integer >= 0 written in ASCII digits.
+
+    Raises:
+        BadLine: The text is anything else, or the number is above `most`.
+    """
+    if not (text.isascii() and text.isdigit()):
+        raise BadLine(f"{name} {text!r} is not an integer >= 0")
+    if len(text) > 20 or int(text) > most:
+        raise BadLine(f"{name} {text[:30]} is too large; expected at most {most}")
+    return int(text)
+
+
+def has_space(word: str) -> bool:
+    """Whether a text holds any Unicode whitespace, so that it is not one word."""
+    return any(map(str.isspace, word))
+
+
+def write_lines(path: PathText, lines: Iterable[str]) -> None:
+    """Write UTF-8 lines, each ended by LF."""
+    Path(path).write_bytes("".join(f"{line}\n" for line in lines).encode())

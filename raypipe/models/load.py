@@ -1,0 +1,77 @@
+"""Loading tokenizers and base models: safetensors only, no remote code, the whole model or an error."""
+
+from __future__ import annotations
+
+import os
+from operator import attrgetter
+from typing import Any
+
+from raypipe.errors import ModelError
+from raypipe.models.library import one_line, quiet
+from raypipe.models.locate import Checkpoint, read_config
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's transformers tokenizer.
+
+    Raises:
+        ModelError: it is missing, broken, or needs code from its repository.
+    """
+    from transformers import AutoTokenizer
+
+    # A worker has its share of the machine; the tokenizer's own pool of threads would take all of it.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(checkpoint.source, trust_remote_code=False, **_where(checkpoint))
+    except Exception as error:
+        raise ModelError(f"{checkpoint.label}: the tokenizer cannot be loaded: {one_line(error)}") from error
+
+
+def load_model(checkpoint: Checkpoint, top: int) -> Any:
+    """The base model in float32 on the CPU, in evaluation mode, without head, pooler and the blocks after `top`.
+
+    Args:
+        checkpoint: stored weights, or a seed for the weights that transformers gives a new model.
+        top: highest layer that will be read.
+
+    Raises:
+        ModelError: the weights cannot be read or do not fill the model.
+    """
+    import torch
+    from transformers import AutoModel
+
+    family, config = read_config(checkpoint)
+    options = {"dtype": torch.float32, "attn_implementation": "sdpa", "add_pooling_layer": False}
+    missing: set[str] = set()
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            if checkpoint.random_seed is not None:
+                torch.default_generator.manual_seed(checkpoint.random_seed)
+                model = AutoModel.from_config(config, **options)
+            else:
+                model, loading = AutoModel.from_pretrained(
+                    checkpoint.source,
+                    config=config,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    **options,
+                    **_where(checkpoint),
+                )
+                missing = set(loading["missing_keys"])
+    except Exception as error:
+        raise ModelError(f"{checkpoint.label}: the weights cannot be loaded: {one_line(error)}") from error
+    if missing:
+        raise ModelError(
+            f"{checkpoint.label}: {len(missing)} weights are missing, the first is {min(missing)}; "
+            f"expected those of a {config.model_type} model"
+        )
+    blocks = attrgetter(family.blocks)(model)
+    # transformers records layer 0 as the input of the first block, so that one stays.
+    del blocks[max(top, 1) :]
+    return model.eval()
+
+
+def _where(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"revision": checkpoint.hub_revision} if checkpoint.hub else {"local_files_only": True}

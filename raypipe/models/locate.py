@@ -1,0 +1,328 @@
+"""Which checkpoints a model has, what they are, and what identifies their content. Loads no weights."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from raypipe.errors import ModelError
+from raypipe.models.families import FAMILIES, Family
+from raypipe.models.library import hub_file, one_line, quiet
+
+CONFIG = "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    TOKENIZER_CONFIG,
+    "vocab.json",
+    "vocab.txt",
+)
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+RANDOM = "random:"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One set of weights of one model.
+
+    Attributes:
+        model: the grid's short name.
+        revision: the checkpoint's name: a sub-directory, a Hub revision, `main` or `random:SEED`.
+        source: absolute directory, or the Hub id, of the configuration, the tokenizer and (unless random) the weights.
+        hub: whether `source` is a Hub id.
+        random_seed: seed of freshly initialised weights; None for stored ones.
+    """
+
+    model: str
+    revision: str
+    source: str
+    hub: bool
+    random_seed: int | None
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"model '{self.model}', revision '{self.revision}'"
+
+    @property
+    def hub_revision(self) -> str:
+        """The revision to ask the Hub for; random weights take the configuration of `main`."""
+        return self.revision if self.random_seed is None else "main"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the configuration says.
+
+    Attributes:
+        model_type: transformers' name of the architecture.
+        components: the parts whose states can be read.
+        layers: number of blocks N; layers 0 (embeddings) to N can be read.
+        width: length of a hidden state.
+        max_pieces: pieces of the longest sequence, special tokens included.
+        parameters: weights outside the embeddings and heads.
+        vocab: pieces of the vocabulary.
+    """
+
+    model_type: str
+    components: tuple[str, ...]
+    layers: int
+    width: int
+    max_pieces: int
+    parameters: int
+    vocab: int
+
+
+def checkpoints(name: str, path: str, revisions: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints that `revisions` name, in their order, each once. Touches no network.
+
+    Args:
+        name: the grid's short name of the model.
+        path: a directory of a saved model, or of sub-directories with one each; or a Hub id `org/name`.
+        revisions: names or globs of sub-directories; `all` (every sub-directory, `step-2` before `step-10`, then the
+            directory itself if it is a model); `main` (the directory itself); `random:SEED` (fresh weights, with
+            configuration and tokenizer of the directory itself or else of the last checkpoint listed). For a Hub id:
+            Hub revisions and `random:SEED`.
+
+    Raises:
+        ModelError: nothing is there, a revision names nothing, or the weights are missing or pickled.
+    """
+    root = Path(path).expanduser()
+    if root.is_dir():
+        found = _local(name, Path(os.path.abspath(root)), revisions)
+    elif _looks_like_hub_id(path):
+        for revision in revisions:
+            if revision == "all" or set(revision) & set("*?["):
+                raise ModelError(
+                    f"model '{name}': revision '{revision}' cannot be listed on the Hub; name each revision"
+                )
+        found = [Checkpoint(name, revision, path, True, _seed(name, revision)) for revision in revisions]
+    else:
+        known = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
+        near = _near(root.name, known)
+        raise ModelError(f"model '{name}': '{path}' is neither a directory nor a Hub id (org/name){near}")
+    return list(dict.fromkeys(found))
+
+
+def facts(checkpoint: Checkpoint) -> ModelFacts:
+    """What the configuration of a checkpoint says.
+
+    Raises:
+        ModelError: the configuration is missing or broken, or its model type is not supported.
+    """
+    family, config = read_config(checkpoint)
+    positions = int(config.max_position_embeddings)
+    if family.positions_after_padding:
+        positions -= int(config.pad_token_id) + 1
+    stated = _read_json(_file(checkpoint, TOKENIZER_CONFIG)).get("model_max_length")
+    # A tokenizer without a limit states 1e30.
+    limit = min(positions, int(stated)) if isinstance(stated, int | float) else positions
+    return ModelFacts(
+        model_type=str(config.model_type),
+        components=family.components,
+        layers=int(config.num_hidden_layers),
+        width=int(config.hidden_size),
+        max_pieces=limit,
+        parameters=family.parameters(config),
+        vocab=int(config.vocab_size),
+    )
+
+
+def read_config(checkpoint: Checkpoint) -> tuple[Family, Any]:
+    """The checkpoint's family and its transformers configuration.
+
+    Raises:
+        ModelError: as `facts`.
+    """
+    path = _file(checkpoint, CONFIG)
+    if path is None:
+        raise ModelError(f"{checkpoint.label}: no {CONFIG} in {checkpoint.source}; expected a saved transformers model")
+    fields = _read_json(path)
+    model_type = fields.pop("model_type", None)
+    if model_type not in FAMILIES:
+        supported = ", ".join(sorted(FAMILIES))
+        raise ModelError(f"{checkpoint.label}: model type '{model_type}' is not supported yet; supported: {supported}")
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            return FAMILIES[model_type], AutoConfig.for_model(model_type, **fields)
+    except Exception as error:
+        raise ModelError(f"{checkpoint.label}: {CONFIG} cannot be used: {one_line(error)}") from error
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """SHA-256 of what decides the states: configuration, tokenizer and weights (or their seed), or the Hub commit.
+
+    File names and contents count, directories do not: a moved or copied checkpoint keeps its fingerprint.
+
+    Raises:
+        ModelError: files are missing, or the Hub's commit cannot be found out.
+    """
+    seed = [] if checkpoint.random_seed is None else [f"{RANDOM}{checkpoint.random_seed}"]
+    if checkpoint.hub:
+        return _digest([_commit(checkpoint), *seed])
+    root = Path(checkpoint.source)
+    weights = [] if seed else weight_files(root, checkpoint.label)
+    return _digest([*_file_lines([root / CONFIG, *_tokenizer_files(root), *weights]), *seed])
+
+
+def tokenizer_fingerprint(checkpoint: Checkpoint) -> str:
+    """SHA-256 of the tokenizer's files, or of the Hub commit: what decides the pieces of a sentence.
+
+    Raises:
+        ModelError: the Hub's commit cannot be found out.
+    """
+    if checkpoint.hub:
+        return _digest([_commit(checkpoint)])
+    return _digest(_file_lines(_tokenizer_files(Path(checkpoint.source))))
+
+
+def weight_files(root: Path, label: str) -> list[Path]:
+    """The safetensors files of a saved model, the index of a sharded one first.
+
+    Raises:
+        ModelError: there are none, a shard is missing, or only pickled weights are there.
+    """
+    if (root / WEIGHTS).is_file():
+        return [root / WEIGHTS]
+    index = root / WEIGHTS_INDEX
+    if index.is_file():
+        shards = sorted({root / name for name in _read_json(index).get("weight_map", {}).values()})
+        missing = [shard.name for shard in shards if not shard.is_file()]
+        if missing:
+            raise ModelError(f"{label}: {WEIGHTS_INDEX} names {missing[0]}, which is not in {root}; copy it there")
+        return [index, *shards]
+    pickled = sorted(root.glob("pytorch_model*.bin"))
+    if pickled:
+        raise ModelError(
+            f"{label}: {root} holds only {pickled[0].name}; pickled weights are refused: convert them to safetensors"
+        )
+    raise ModelError(f"{label}: no {WEIGHTS} in {root}; save the model there with save_pretrained")
+
+
+def _local(name: str, root: Path, revisions: Sequence[str]) -> list[Checkpoint]:
+    below = sorted((entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()), key=_natural)
+    itself = (root / CONFIG).is_file()
+    if not below and not itself:
+        raise ModelError(f"model '{name}': no {CONFIG} in {root} nor in its sub-directories; expected a saved model")
+    listed: list[str] = []
+    for revision in revisions:
+        listed += _matching(name, root, revision, below, itself)
+    stored = [revision for revision in listed if _seed(name, revision) is None]
+    model_of_random = root if itself else root / (stored or below)[-1]
+    found = []
+    for revision in listed:
+        seed = _seed(name, revision)
+        source = root if revision == "main" else root / revision
+        found.append(Checkpoint(name, revision, str(source if seed is None else model_of_random), False, seed))
+    for checkpoint in found:
+        if checkpoint.random_seed is None:
+            weight_files(Path(checkpoint.source), checkpoint.label)
+    return found
+
+
+def _matching(name: str, root: Path, revision: str, below: list[str], itself: bool) -> list[str]:
+    if revision.startswith(RANDOM):
+        return [revision]
+    if revision == "all":
+        return [*below, *(["main"] if itself else [])]
+    if revision == "main":
+        if itself:
+            return ["main"]
+        raise ModelError(
+            f"model '{name}': {root} is no model itself, so it has no revision 'main'; "
+            f"name one of {_some(below)}, or 'all'"
+        )
+    matched = [entry for entry in below if fnmatchcase(entry, revision)]
+    if not matched:
+        there = _some([*below, *(["main"] if itself else [])])
+        near = _near(revision, below)
+        raise ModelError(f"model '{name}': no checkpoint '{revision}' in {root}; there are {there}{near}")
+    return matched
+
+
+def _seed(name: str, revision: str) -> int | None:
+    if not revision.startswith(RANDOM):
+        return None
+    text = revision.removeprefix(RANDOM)
+    # Only the plain spelling, so that one seed has one name.
+    if not re.fullmatch(r"0|[1-9][0-9]{0,9}", text):
+        raise ModelError(f"model '{name}': revision '{revision}' needs a whole number as seed, such as {RANDOM}0")
+    return int(text)
+
+
+def _looks_like_hub_id(path: str) -> bool:
+    # `models/xlmr` with a local `models` is a mistyped directory, not a Hub id.
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)) and not Path(path).parent.is_dir()
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _file(checkpoint: Checkpoint, name: str) -> Path | None:
+    if checkpoint.hub:
+        return hub_file(checkpoint.source, name, checkpoint.hub_revision)
+    path = Path(checkpoint.source) / name
+    return path if path.is_file() else None
+
+
+def _read_json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def _tokenizer_files(root: Path) -> list[Path]:
+    return [root / name for name in TOKENIZER_FILES if (root / name).is_file()]
+
+
+def _file_lines(paths: Sequence[Path]) -> list[str]:
+    lines = []
+    for path in paths:
+        with path.open("rb") as file:
+            lines.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return lines
+
+
+def _commit(checkpoint: Checkpoint) -> str:
+    path = hub_file(checkpoint.source, CONFIG, checkpoint.hub_revision)
+    if path is None:
+        raise ModelError(f"{checkpoint.label}: no {CONFIG} in {checkpoint.source}; expected a saved transformers model")
+    # The cache keeps a file at snapshots/COMMIT/NAME.
+    return f"{checkpoint.source}@{path.parent.name}"
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

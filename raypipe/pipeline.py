@@ -1,0 +1,203 @@
+"""The pipeline: grid in, run directory out. The page a newcomer reads first.
+
+    grid.yaml ──► corpus ──► lexicon ──► extract ──► concepts ──► scores ──► report
+
+Each stage turns files of the run into files of the run, cell by cell; a cell that is marked done is not done again.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raypipe.cluster import connect
+from raypipe.cluster.protocol import Resources
+from raypipe.errors import CellsFailed, RaypipeError, RunError
+from raypipe.grid import Grid
+from raypipe.progress import Silent
+from raypipe.results import Run
+from raypipe.rundir import Cell, RunDir
+from raypipe.stages import concepts, corpus, extract, lexicon, report, scores
+from raypipe.stages.context import Context
+from raypipe.stages.plan import Plan, make_plan
+
+Cells = dict[str, list[Cell]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step from files to files: its cells, from the plan and the cells before it, and how the open ones are worked off."""
+
+    name: str
+    cells: Callable[[Plan, Cells], list[Cell]]
+    run: Callable[[Context, list[Cell], Cells], None]
+    strict: bool = False  # a failure here is a mistake in the input that everything rests on
+
+
+def _by(cells: list[Cell], *axes: str) -> dict[tuple[str, ...], Cell]:
+    return {tuple(cell[axis] for axis in axes): cell for cell in cells}
+
+
+STATE = ("model", "revision", "component", "lang")
+
+STAGES = (
+    Stage(
+        "corpus", lambda plan, _: corpus.cells(plan), lambda context, todo, _: corpus.run(context, todo), strict=True
+    ),
+    Stage(
+        "lexicon", lambda plan, _: lexicon.cells(plan), lambda context, todo, _: lexicon.run(context, todo), strict=True
+    ),
+    Stage(
+        "extract",
+        lambda plan, cells: extract.cells(plan, {c["lang"]: c for c in cells["corpus"]}),
+        lambda context, todo, _: extract.run(context, todo),
+    ),
+    Stage(
+        "concepts",
+        lambda plan, cells: concepts.cells(plan, _by(cells["extract"], *STATE)),
+        lambda context, todo, cells: concepts.run(context, todo, _by(cells["extract"], *STATE)),
+    ),
+    Stage(
+        "scores",
+        lambda plan, cells: scores.cells(plan, cells["concepts"], cells["lexicon"]),
+        lambda context, todo, _: scores.run(context, todo),
+    ),
+)
+STAGE_NAMES = (*(stage.name for stage in STAGES), "report")
+
+
+def all_cells(plan: Plan) -> Cells:
+    """The cells of every stage, in grid order."""
+    cells: Cells = {}
+    for stage in STAGES:
+        cells[stage.name] = stage.cells(plan, cells)
+    return cells
+
+
+def run(
+    grid: Grid,
+    run_dir: str | Path | None = None,
+    address: str = "auto",
+    *,
+    only: str | None = None,
+    rerun: str | None = None,
+    watcher: Silent | None = None,
+) -> Run:
+    """Runs a grid, or what is left of it.
+
+    Args:
+        grid: The grid.
+        run_dir: Its run directory; `runs/NAME` by default.
+        address: `auto` (RAY_ADDRESS if set, else local), `local` (a Ray of its own), `inprocess` (no Ray) or HOST:PORT.
+        only: Run this stage alone; what it reads must be there.
+        rerun: Forget this stage and those after it first.
+        watcher: Told of progress.
+
+    Raises:
+        CellsFailed: Some cells failed; the others are finished and in the tables.
+        RaypipeError: The input, the grid, the run directory or the cluster is at fault; the message says what to do.
+    """
+    started, watcher = time.perf_counter(), watcher or Silent()
+    for name in (only, rerun):
+        if name is not None and name not in STAGE_NAMES:
+            raise RunError(f"stage {name}: unknown; expected one of {', '.join(STAGE_NAMES)}")
+    plan = make_plan(grid)
+    cells = all_cells(plan)
+    folder = RunDir.create(run_dir or Path("runs") / grid.name, grid.name)
+    for name in STAGE_NAMES[STAGE_NAMES.index(rerun) :] if rerun else ():
+        folder.forget(name)
+    stages = [stage for stage in STAGES if only in (None, stage.name)]
+    open_cells = {stage.name: [c for c in cells[stage.name] if not folder.is_done(c)] for stage in stages}
+    _freeze(folder, grid, cells)
+    context = Context(folder, plan, _Unused(), watcher)
+    if any(open_cells.values()):
+        resources = grid.resources
+        asked = Resources(resources.workers, resources.gpus_per_worker, resources.threads, int(resources.memory))
+        with connect(address, asked) as cluster:
+            watcher.note(f"working on {cluster.name}")
+            context.cluster = cluster
+            _work(context, stages, cells)
+    else:
+        watcher.note(f"all {sum(map(len, cells.values()))} cells are there already")
+    if only in (None, "scores", "report"):
+        _report(context, cells, started)
+    if context.failed:
+        raise _failures(context)
+    return Run(folder.path)
+
+
+class _Unused:
+    """Stands where the cluster would be when there is nothing to do."""
+
+    resources: Any = None
+    map: Any = None
+    stream: Any = None
+    points: Any = None
+
+
+def _work(context: Context, stages: list[Stage], cells: Cells) -> None:
+    for stage in stages:
+        todo = context.todo(cells[stage.name])
+        there = len(cells[stage.name]) - len(todo)
+        if there:
+            context.watcher.note(f"{stage.name}: {there} of {len(cells[stage.name])} cells are there already")
+        if todo:
+            stage.run(context, todo, cells)
+        if stage.strict and context.failed:
+            raise _failures(context)
+
+
+def _report(context: Context, cells: Cells, started: float) -> None:
+    finished = [cell for cell in cells["scores"] if context.run.mark(cell) and not context.has_failed(cell)]
+    if not finished:
+        return
+    tables: dict[str, pa.Table] = scores.flatten(context.run, finished)
+    described = context.run.read_json("run.json")
+    facts = {
+        "run": context.plan.grid.name,
+        "version": described["raypipe"],
+        "created": described["created"],
+        "skipped": lexicon.skipped(context.plan),
+    }
+    for finding in report.write(context, tables, cells, facts):
+        context.watcher.note(
+            f"{finding['code']}: {finding['where']}: {finding['value']} (limit {finding['limit']}); {finding['advice']}"
+        )
+    context.watcher.note(f"done in {time.perf_counter() - started:.1f} s: {context.run.path / report.PLACE}")
+
+
+def _freeze(folder: RunDir, grid: Grid, cells: Cells) -> None:
+    """Writes the grid and what it ran on; the first writing keeps its date."""
+    held = folder.read_json("run.json") if (folder.path / "run.json").exists() else {}
+    libraries = ("ray", "torch", "transformers", "numpy", "numba", "pyarrow")
+    described = {
+        "name": grid.name,
+        "raypipe": version("raypipe"),
+        "versions": {name: version(name) for name in libraries},
+        "machine": {"python": platform.python_version(), "system": platform.system(), "processor": platform.machine()},
+        "created": held.get("created", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
+        "cells": {name: len(of_stage) for name, of_stage in cells.items()},
+    }
+    folder.write_bytes("grid.yaml", grid.to_yaml().encode())
+    folder.write_json("run.json", described)
+
+
+def _failures(context: Context) -> RaypipeError:
+    """The failed cells as one error: a single reason in full, several as a list."""
+    failed = sorted(context.failed.items())
+    listed = [
+        f"{stage} {path}: {reason} (trace: {context.run.path / trace})" for (stage, path), (reason, trace) in failed
+    ]
+    if len(listed) == 1:
+        return CellsFailed(listed[0])
+    return CellsFailed(
+        f"{len(listed)} cells failed; the others are finished and kept; run again to retry them\n  "
+        + "\n  ".join(listed)
+    )

@@ -1,0 +1,103 @@
+"""How far the work has come: a bar on a terminal, plain lines in a job log."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10.0  # between two plain lines of one stage
+
+
+class Silent:
+    """Says nothing; for the Python API."""
+
+    def start(self, stage: str, total: int, unit: str, resumed: int) -> None:
+        """A stage begins."""
+
+    def advance(self, n: int = 1) -> None:
+        """Pieces are done."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def close(self) -> None:
+        """The work has ended."""
+
+
+class Lines(Silent):
+    """Plain lines with counts, rate and time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage, self._total, self._unit, self._done = "", 0, "", 0
+        self._began = self._said = time.monotonic()
+
+    def start(self, stage: str, total: int, unit: str, resumed: int) -> None:
+        """A stage begins."""
+        self._stage, self._total, self._unit, self._done = stage, total, unit, 0
+        self._began = self._said = time.monotonic()
+        there = f", {resumed} there already" if resumed else ""
+        self.note(f"{stage}: {total} {unit} to do{there}")
+
+    def advance(self, n: int = 1) -> None:
+        """Pieces are done; a line at most every `LINE_SECONDS`, and one at the end."""
+        self._done += n
+        now = time.monotonic()
+        if now - self._said < LINE_SECONDS and self._done < self._total:
+            return
+        self._said = now
+        rate = self._done / max(now - self._began, 1e-9)
+        left = (self._total - self._done) / rate
+        took = f", {left:.0f} s left" if self._done < self._total else f" in {now - self._began:.1f} s"
+        self.note(f"{self._stage}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s{took}")
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Bars(Silent):
+    """One rich bar per stage."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task: Any = None
+        self._bars.start()
+
+    def start(self, stage: str, total: int, unit: str, resumed: int) -> None:
+        """A stage begins."""
+        self._task = self._bars.add_task(stage, total=total, unit=unit, rate="")
+        if resumed:
+            self.note(f"{stage}: {resumed} cells were there already")
+
+    def advance(self, n: int = 1) -> None:
+        """Pieces are done."""
+        task = next(t for t in self._bars.tasks if t.id == self._task)
+        self._bars.update(self._task, advance=n, rate=f"{task.speed:.1f}/s" if task.speed else "")
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        self._console.print(f"[dim]{escape(text)}[/dim]", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """The work has ended."""
+        self._bars.stop()
+
+
+def watcher(console: Console) -> Silent:
+    """Bars where a person watches, lines elsewhere."""
+    return Bars(console) if console.is_terminal else Lines(console)

@@ -1,0 +1,146 @@
+"""A finished (or half-finished) run, read back as tables and arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raypipe.errors import RunError
+from raypipe.grid import Grid
+from raypipe.gridfile import load_grid
+from raypipe.rundir import RunDir
+from raypipe.schema import arrow_schema
+from raypipe.statefile import read_layer
+
+
+class Run:
+    """One run directory.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        RunError: It is no run directory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._dir = RunDir.open(path)
+        self.path = self._dir.path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def grid(self) -> Grid:
+        """The grid, as it was frozen."""
+        return load_grid(self.path / "grid.yaml")
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report" / "index.html"
+
+    def calign(self) -> pa.Table:
+        """CALIGN per model, revision, layer, direction, k, seed and thresholds (columns: docs/tables.md)."""
+        return self._scores("calign")
+
+    def aligned(self) -> pa.Table:
+        """Every aligned pair of concepts with its word pairs."""
+        return self._scores("aligned")
+
+    def colap(self) -> pa.Table:
+        """COLAP per model, revision, layer, scope, k, seed and thresholds."""
+        return self._scores("colap")
+
+    def overlap(self) -> pa.Table:
+        """Points, types and share of each language in each concept of a joint scope."""
+        return self._scores("overlap")
+
+    def _scores(self, name: str) -> pa.Table:
+        if not (self.path / f"scores/{name}.parquet").is_file():
+            raise RunError(
+                f"{self.path}: no scores yet; finish it with `raypipe run {self.path / 'grid.yaml'} --run {self.path}`"
+            )
+        return self._dir.read_table(f"scores/{name}.parquet")
+
+    def concepts(self, **axes: Any) -> pa.Table:
+        """The labelled points of one clustering: language, sentence, token, word, concept.
+
+        Args:
+            axes: model, revision, component, layer, scope (`de` or `de+en`), k, seed; each may be left out where the run has one value.
+
+        Raises:
+            RunError: No clustering fits, or several do; the message names what is open.
+        """
+        return self._dir.read_table(f"{self._one('concepts', axes)}/labels.parquet")
+
+    def states(
+        self, model: str, revision: str, language: str, layer: int, component: str = "encoder"
+    ) -> tuple[pa.Table, NDArray[np.float32]]:
+        """The points of one language at one layer, by sentence and token.
+
+        Returns:
+            The words (language, sentence, token, word) and their states, float32 [n, d], in the same order.
+
+        Raises:
+            RunError: The run holds no such states.
+        """
+        axes = {"model": model, "revision": revision, "component": component, "lang": language}
+        folder = self.path / self._one("activations", axes)
+        files = sorted(folder.glob("part-*.parquet"))
+        points = [
+            self._dir.read_table(str(file.relative_to(self.path)), arrow_schema("points").names) for file in files
+        ]
+        return pa.concat_tables(points), np.concatenate([read_layer(file, layer) for file in files])
+
+    def _one(self, kind: str, axes: dict[str, Any]) -> str:
+        """The one finished folder below `kind` whose hive path fits the axes."""
+        stage = {"concepts": "concepts", "activations": "extract"}[kind]
+        marks = self.path / "_done" / stage
+        cells = [str(file.relative_to(marks)).removesuffix(".json") for file in sorted(marks.rglob("*.json"))]
+        keys = {
+            cell: {a: unquote(v) for a, _, v in (part.partition("=") for part in cell.split("/"))} for cell in cells
+        }
+        wanted = {axis: _plain(value) for axis, value in axes.items() if value is not None}
+        fitting = [
+            cell for cell, key in keys.items() if all(_plain(key.get(axis)) == value for axis, value in wanted.items())
+        ]
+        if len(fitting) == 1:
+            return f"{kind}/{fitting[0]}"
+        asked = ", ".join(f"{axis}={value}" for axis, value in axes.items() if value is not None) or "nothing given"
+        if not fitting:
+            raise RunError(
+                f"{self.path}: nothing finished for {asked}; `raypipe status {self.path}` shows what is there"
+            )
+        choices = {axis: sorted({keys[cell][axis] for cell in fitting}) for axis in keys[fitting[0]]}
+        open_axes = "; ".join(f"{axis}: {', '.join(values)}" for axis, values in choices.items() if len(values) > 1)
+        raise RunError(f"{self.path}: {asked} fits {len(fitting)} clusterings; choose {open_axes}")
+
+
+def _plain(value: Any) -> str:
+    """Axis values compare as numbers where they are numbers: layer 7 is `07`."""
+    text = str(value)
+    return str(int(text)) if text.isdecimal() else text
+
+
+def open_run(path: str | Path) -> Run:
+    """Opens a run directory for reading.
+
+    Raises:
+        RunError: It is no run directory.
+    """
+    return Run(path)
+
+
+def select(table: pa.Table, **axes: Any) -> pa.Table:
+    """The rows whose columns equal the given values; None is left out."""
+    for column, value in axes.items():
+        if value is not None:
+            table = table.filter(pc.equal(table.column(column), pa.scalar(value, table.schema.field(column).type)))
+    return table

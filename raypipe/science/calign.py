@@ -1,0 +1,348 @@
+"""CALIGN: the share of source concepts whose words find their translations inside one target concept.
+
+Shapes: S source concepts, T target concepts, W covered source types, B depths (numbers of translations kept).
+Method: "Exploring Alignment in Shared Cross-lingual Spaces" (arXiv 2405.14535); `official` follows its released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from raypipe.errors import GridError, InputError
+from raypipe.science.incidence import IntArray, encode
+from raypipe.science.nulls import generators
+from raypipe.science.thresholds import (
+    MIN_TYPES_ALIGN,
+    SIZE_RATIO,
+    THETA_ALIGN,
+    TRANSLATIONS,
+    AlignThresholds,
+    Decimal,
+    exact,
+    least,
+)
+
+Clustering = tuple[Sequence[str], ArrayLike]
+"""The words and the concepts of one scope's points: n strings and integers [n]."""
+
+BoolArray = NDArray[np.bool_]
+
+
+class AlignedRow(NamedTuple):
+    """One pair of a source concept and a target concept that qualifies for it.
+
+    `fraction` is matched / types_source, `size_ratio_found` the smaller over the larger type count, `word_pairs` the
+    (source word, target word) pairs behind the match, sorted.
+    """
+
+    source_concept: int
+    target_concept: int
+    matched: int
+    types_source: int
+    types_target: int
+    fraction: float
+    size_ratio_found: float
+    word_pairs: tuple[tuple[str, str], ...]
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+@dataclass(frozen=True)
+class Calign:
+    """CALIGN of one direction at one setting; a score whose denominator is 0 is None.
+
+    Attributes:
+        concepts: Non-empty source concepts.
+        eligible: Those with enough types.
+        reachable: Eligible ones whose covered types alone would reach theta: the dictionary's upper bound.
+        aligned: Eligible ones with at least one qualifying target concept.
+        coverage: Covered types / types of the source.
+        occurrence_coverage: The same weighted by points.
+        pairs: Qualifying (source concept, target concept), ascending.
+        rows: The same pairs in full, where they were asked for.
+    """
+
+    concepts: int
+    eligible: int
+    reachable: int
+    aligned: int
+    coverage: float | None
+    occurrence_coverage: float | None
+    pairs: tuple[tuple[int, int], ...]
+    rows: tuple[AlignedRow, ...] = ()
+
+    @property
+    def calign(self) -> float | None:
+        """The headline, aligned / concepts; None without concepts."""
+        return _ratio(self.aligned, self.concepts)
+
+    @property
+    def calign_eligible(self) -> float | None:
+        """Aligned / eligible; None when no concept is eligible."""
+        return _ratio(self.aligned, self.eligible)
+
+    @property
+    def calign_reachable(self) -> float | None:
+        """Aligned / reachable; None when no concept is reachable."""
+        return _ratio(self.aligned, self.reachable)
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, scores and pairs as plain JSON values."""
+        names = ("concepts", "eligible", "reachable", "aligned")
+        scores = ("calign", "calign_eligible", "calign_reachable", "coverage")
+        pairs = [list(pair) for pair in self.pairs]
+        return {name: getattr(self, name) for name in (*names, *scores)} | {"pairs": pairs}
+
+
+def mutual(forward: Calign, backward: Calign) -> int:
+    """Number of concept pairs that qualify in both directions."""
+    return len(set(forward.pairs) & {(target, source) for source, target in backward.pairs})
+
+
+class Cooccurrence:
+    """Which source concepts reach which target concepts: built once, read at any number of thresholds.
+
+    m(Cs, Ct) counts each source word once, however many of its translations lie in Ct: it is the product of the sparse
+    0/1 matrices concept x word [S, W] and word x reached concept [W, T]. The second one has a column block per depth,
+    holding what that depth reaches and the one before does not, so all depths cost one product.
+
+    Args:
+        source: Words and concepts of the source points.
+        target: The same of the target points.
+        dictionary: Source word to its target words, best first.
+        translations: The numbers of translations that will be read.
+
+    Raises:
+        InputError: Words and concepts differ in length, or the dictionary holds no translation.
+    """
+
+    def __init__(
+        self,
+        source: Clustering,
+        target: Clustering,
+        dictionary: Mapping[str, Sequence[str]],
+        translations: Iterable[int] = (TRANSLATIONS,),
+    ) -> None:
+        self._depths = sorted({max(n, 1) for n in translations})
+        self._source, self._target = encode(*source, "source"), encode(*target, "target")
+        _check_dictionary(dictionary)
+        self._covered = np.array([bool(dictionary.get(word)) for word in self._source.types], np.bool_)
+        words = [word for word, covered in zip(self._source.types, self._covered, strict=True) if covered]
+        self._lists = [list(dictionary[word][: self._depths[-1]]) for word in words]
+        incidence = self._source.incidence()
+        self.source_concepts, self.target_concepts = self._source.concepts, self._target.concepts
+        self.types_source: IntArray = incidence.sum(axis=1).astype(np.int64)
+        self._target_incidence = self._target.incidence()
+        self.types_target: IntArray = self._target_incidence.sum(axis=1).astype(np.int64)
+        self._incidence = incidence[:, np.flatnonzero(self._covered)]
+        self.covered_types: IntArray = self._incidence.sum(axis=1).astype(np.int64)
+        self._reach = self._reached()
+        self._words = words
+        self._sizes: dict[tuple[Fraction, bool], BoolArray] = {}
+        self._best: dict[tuple[int, Fraction, bool], IntArray] = {}
+
+    def _reached(self) -> Any:
+        """What each covered word reaches: sparse 0/1 [W, B * T], in the block of the first depth that reaches it."""
+        position = {word: i for i, word in enumerate(self._target.types)}
+        hits = [
+            (row, position[word], rank)
+            for row, ranked in enumerate(self._lists)
+            for rank, word in enumerate(ranked, 1)
+            if word in position
+        ]
+        row, word, rank = np.array(hits, np.int64).reshape(-1, 3).T
+        holders = self._target_incidence.T.tocsr()  # [target types, T]
+        width = np.diff(holders.indptr)[word]
+        first = np.repeat(holders.indptr[word] - (np.cumsum(width) - width), width)
+        concept = holders.indices[first + np.arange(width.sum())]
+        block = np.searchsorted(self._depths, np.repeat(rank, width))
+        blocks, targets = len(self._depths), len(self.target_concepts)
+        # Sorted by (word, concept, block): the first of each (word, concept) is the shallowest depth.
+        key, block = np.divmod(np.sort((np.repeat(row, width) * targets + concept) * blocks + block), blocks)
+        shallowest = np.diff(key, prepend=-1) != 0
+        row, concept = np.divmod(key[shallowest], targets)
+        data = np.ones(len(row), np.int32)
+        shape = (len(self._lists), blocks * targets)
+        return sparse.csr_array((data, (row, block[shallowest] * targets + concept)), shape=shape)
+
+    def _product(self, incidence: Any) -> IntArray:
+        """Matched types, int64 [B, S, T], of the words given to each concept by `incidence` [S, W]."""
+        dense = (incidence @ self._reach).toarray().astype(np.int64)
+        blocks = dense.reshape(len(self.source_concepts), len(self._depths), len(self.target_concepts))
+        return np.cumsum(blocks, axis=1).transpose(1, 0, 2)
+
+    @cached_property
+    def matched(self) -> IntArray:
+        """m(Cs, Ct): int64 [B, S, T], one layer per depth, ascending."""
+        return self._product(self._incidence)
+
+    def _depth(self, thresholds: AlignThresholds) -> int:
+        depth = max(thresholds.translations, 1)  # the released code reads 0 as 1
+        if depth not in self._depths:
+            raise GridError(f"translations {depth}: not among those prepared, {self._depths}; add it there")
+        return self._depths.index(depth)
+
+    def _size_allows(self, thresholds: AlignThresholds) -> BoolArray:
+        """Pairs of concepts whose type counts are close enough, bool [S, T]."""
+        ratio = exact("size_ratio", thresholds.size_ratio)
+        key = (ratio, thresholds.official)
+        if key not in self._sizes:
+            source_S1, target_1T = self.types_source[:, None], self.types_target[None]
+            if thresholds.official:
+                self._sizes[key] = source_S1 / target_1T > float(ratio)
+            else:
+                self._sizes[key] = (target_1T >= least(ratio, source_S1)) & (source_S1 >= least(ratio, target_1T))
+        return self._sizes[key]
+
+    def _largest(self, matched: IntArray, thresholds: AlignThresholds) -> IntArray:
+        """Each source concept's most matched types in a target concept of allowed size, int64 [S]."""
+        return np.asarray(np.where(self._size_allows(thresholds), matched, 0).max(axis=1, initial=0))
+
+    def _eligible(self, thresholds: AlignThresholds) -> BoolArray:
+        return self.types_source > thresholds.min_types - (0 if thresholds.official else 1)
+
+    def _passes(self, count: IntArray, thresholds: AlignThresholds, rows: IntArray | slice = slice(None)) -> BoolArray:
+        """Whether matched counts [S] or [S, T] of the given source concepts reach theta."""
+        whole = (self.types_source if thresholds.denominator == "all" else self.covered_types)[rows]
+        whole = whole.reshape(-1, *[1] * (count.ndim - 1))
+        if thresholds.official:
+            return np.asarray(count / whole > float(exact("theta", thresholds.theta)))
+        return np.asarray((whole > 0) & (count >= least(exact("theta", thresholds.theta), whole)))
+
+    def evaluate(self, thresholds: AlignThresholds, *, rows: bool = False) -> Calign:
+        """CALIGN at one setting, whose `translations` must be among those prepared.
+
+        Args:
+            thresholds: The setting.
+            rows: Also give the aligned pairs in full, with their words.
+
+        Raises:
+            GridError: The number of translations was not prepared.
+        """
+        depth, ratio = self._depth(thresholds), exact("size_ratio", thresholds.size_ratio)
+        key = (depth, ratio, thresholds.official)
+        if key not in self._best:
+            self._best[key] = self._largest(self.matched[depth], thresholds)
+        eligible = self._eligible(thresholds)
+        reachable = eligible & self._passes(self.covered_types, thresholds)
+        aligned = np.flatnonzero(eligible & self._passes(self._best[key], thresholds))
+        fits = self._passes(self.matched[depth][aligned], thresholds, aligned) & self._size_allows(thresholds)[aligned]
+        at, target = np.nonzero(fits)
+        source = aligned[at]
+        pairs = zip(self.source_concepts[source].tolist(), self.target_concepts[target].tolist(), strict=True)
+        points = len(self._source.word)
+        return Calign(
+            concepts=len(self.source_concepts),
+            eligible=int(eligible.sum()),
+            reachable=int(reachable.sum()),
+            aligned=len(aligned),
+            coverage=_ratio(len(self._words), len(self._source.types)),
+            occurrence_coverage=_ratio(int(self._covered[self._source.word].sum()), points),
+            pairs=tuple(pairs),
+            rows=tuple(map(partial(self._row, depth), source.tolist(), target.tolist())) if rows else (),
+        )
+
+    def _row(self, depth: int, source: int, target: int) -> AlignedRow:
+        inside = {self._target.types[i] for i in _columns(self._target_incidence, target)}
+        words = sorted(
+            {
+                (self._words[i], word)
+                for i in _columns(self._incidence, source)
+                for word in self._lists[i][: self._depths[depth]]
+                if word in inside
+            }
+        )
+        matched, here, there = (
+            int(n) for n in (self.matched[depth, source, target], self.types_source[source], self.types_target[target])
+        )
+        ids = int(self.source_concepts[source]), int(self.target_concepts[target])
+        return AlignedRow(*ids, matched, here, there, matched / here, min(here, there) / max(here, there), tuple(words))
+
+    def null(self, draws: int, seed: int, thresholds: Sequence[AlignThresholds]) -> NDArray[np.float64]:
+        """Headline CALIGN with the translation lists permuted at random among the covered source words.
+
+        Lengths of lists, coverage and the target vocabulary stay; a draw is seeded by (seed, draw) alone and shared by
+        all settings, so differences between settings are not differences between draws.
+
+        Returns:
+            float64 [draws, settings]; NaN without source concepts.
+
+        Raises:
+            GridError: No draw, a negative seed, or a number of translations that was not prepared.
+        """
+        depths = [self._depth(t) for t in thresholds]
+        eligible = [self._eligible(t) for t in thresholds]
+        scores = np.full((draws, len(thresholds)), np.nan)
+        for draw, generator in enumerate(generators(draws, seed)):
+            order = generator.permutation(len(self._lists))
+            parts = (self._incidence.data, order[self._incidence.indices], self._incidence.indptr)
+            matched = self._product(sparse.csr_array(parts, shape=self._incidence.shape))
+            best: dict[tuple[int, Decimal, bool], IntArray] = {}
+            for i, setting in enumerate(thresholds):
+                key = (depths[i], setting.size_ratio, setting.official)
+                if key not in best:
+                    best[key] = self._largest(matched[depths[i]], setting)
+                if len(self.source_concepts):
+                    scores[draw, i] = (eligible[i] & self._passes(best[key], setting)).mean()
+        return scores
+
+
+def _columns(matrix: Any, row: int) -> list[int]:
+    """Columns of the entries of one row of a sparse matrix."""
+    found: list[int] = matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]].tolist()
+    return found
+
+
+def _check_dictionary(dictionary: Mapping[str, Sequence[str]]) -> None:
+    for word, ranked in dictionary.items():
+        if isinstance(ranked, str):
+            raise InputError(f"dictionary: {word!r} has the text {ranked!r}; expected a list of target words")
+    if not any(len(ranked) for ranked in dictionary.values()):
+        raise InputError("dictionary: no usable entry; expected at least one source word with a translation")
+
+
+def calign(
+    source: Clustering,
+    target: Clustering,
+    dictionary: Mapping[str, Sequence[str]],
+    *,
+    theta: Decimal = THETA_ALIGN,
+    translations: int = TRANSLATIONS,
+    min_types: int = MIN_TYPES_ALIGN,
+    size_ratio: Decimal = SIZE_RATIO,
+    official: bool = False,
+    denominator: str = "all",
+) -> Calign:
+    """CALIGN of one direction: the share of source concepts aligned to at least one target concept.
+
+    A source concept is aligned when it has `min_types` types and some target concept of like size holds, for at least
+    `theta` of its types, one of their first `translations` translations. A concept counts once however many targets it
+    has. Without source concepts the score is None, not 0; with concepts but none eligible it is 0.
+
+    Args:
+        source: Words and concepts of the source points: n strings, integers [n].
+        target: The same of the target points.
+        dictionary: Source word to its target words, best first.
+        theta: Least share of types, in (0, 1]; compared exactly, as the decimal written.
+        translations: Translations kept per word.
+        min_types: Least types of a source concept.
+        size_ratio: Least ratio of the smaller to the larger type count; 0 = no limit.
+        official: Compare as the released code (see `AlignThresholds`).
+        denominator: `all` types or those `covered` by the dictionary.
+
+    Raises:
+        GridError: A threshold is outside its range.
+        InputError: Lengths differ, or the dictionary holds no translation.
+    """
+    thresholds = AlignThresholds(theta, translations, min_types, size_ratio, official, denominator)
+    return Cooccurrence(source, target, dictionary, [translations]).evaluate(thresholds, rows=True)

@@ -1,0 +1,249 @@
+"""COLAP: the share of concepts of a joint scope in which every language holds a fair share of the points.
+
+Shapes: C concepts, L languages. Method: "Exploring Alignment in Shared Cross-lingual Spaces" (arXiv 2405.14535);
+`official` follows its released code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from raypipe.errors import GridError, InputError
+from raypipe.science.incidence import IntArray, Points, distinct, encode, numbered
+from raypipe.science.nulls import generators
+from raypipe.science.thresholds import MIN_TYPES_OVERLAP, THETA_OVERLAP, Decimal, OverlapThresholds, exact, least
+
+BoolArray = NDArray[np.bool_]
+
+
+class LanguageShare(NamedTuple):
+    """One language inside one concept: its points, its types, and its points over the concept's points."""
+
+    concept: int
+    language: str
+    points: int
+    types: int
+    share: float
+
+
+class Counts(NamedTuple):
+    """Points and types per concept and language, each int64 [C, L]."""
+
+    points: IntArray
+    types: IntArray
+
+
+@dataclass(frozen=True)
+class Colap:
+    """COLAP of one joint scope at one setting; a score whose denominator is 0 is None.
+
+    Attributes:
+        concepts: Non-empty concepts.
+        eligible: Those with enough (language, type) entries.
+        overlapping: Eligible ones in which the languages overlap.
+        overlapping_excl_shared: Those of them that still overlap, and are still eligible, without the points whose
+            string occurs in more than one language of the scope.
+        overlapping_concepts: Ids of the overlapping concepts, ascending.
+        rows: Points and types per concept and language, where they were asked for.
+    """
+
+    concepts: int
+    eligible: int
+    overlapping: int
+    overlapping_excl_shared: int
+    overlapping_concepts: tuple[int, ...]
+    rows: tuple[LanguageShare, ...] = ()
+
+    @property
+    def colap(self) -> float | None:
+        """The headline, overlapping / concepts; None without concepts."""
+        return self.overlapping / self.concepts if self.concepts else None
+
+    @property
+    def colap_eligible(self) -> float | None:
+        """Overlapping / eligible; None when no concept is eligible."""
+        return self.overlapping / self.eligible if self.eligible else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, the score and the overlapping concepts as plain JSON values."""
+        names = ("concepts", "eligible", "overlapping", "overlapping_excl_shared", "colap")
+        return {name: getattr(self, name) for name in names} | {"overlapping_concepts": list(self.overlapping_concepts)}
+
+
+class Overlap:
+    """Counts of a joint scope's points, made once and read at any number of thresholds.
+
+    Args:
+        words: The word of each point, n strings.
+        concepts: The concept of each point, integers [n].
+        languages: The language of each point, n codes.
+        scope: The languages that must be present; those of the points when None.
+        balance: `none`, or `reweight` to divide each language's points by its points in the whole scope.
+
+    Raises:
+        GridError: `balance` is neither of the two.
+        InputError: Lengths differ, a language of the scope has no point, or a point's language is not in the scope.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        concepts: ArrayLike,
+        languages: Sequence[str],
+        *,
+        scope: Sequence[str] | None = None,
+        balance: str = "none",
+    ) -> None:
+        if balance not in ("none", "reweight"):
+            raise GridError(f"balance {balance!r}: expected none or reweight")
+        if len(languages) != len(words):
+            raise InputError(f"{len(words)} words but {len(languages)} languages; expected one per word")
+        self._balance = balance
+        self._points: Points = encode(words, concepts, "joint scope")
+        self.languages, self._language = numbered(languages)
+        _check_scope(self.languages, self.languages if scope is None else scope)
+        self.concepts = self._points.concepts
+        self.counts = self._count(self._language)
+        self.counts_excl_shared = self._count(self._language, ~self._shared())
+
+    def _count(self, language: IntArray, keep: BoolArray | slice = slice(None)) -> Counts:
+        """Points and types of the kept points, where `language` [n] numbers the points' languages."""
+        shape = (len(self.concepts), len(self.languages))
+        cells = shape[0] * shape[1]
+        cell = (self._points.concept * shape[1] + language)[keep]
+        width = max(len(self._points.types), 1)
+        entry = distinct(cell * width + self._points.word[keep]) // width
+        points, types = (np.bincount(x, minlength=cells).astype(np.int64).reshape(shape) for x in (cell, entry))
+        return Counts(points, types)
+
+    def _shared(self) -> BoolArray:
+        """Whether each point's string occurs in more than one language of the scope, bool [n]."""
+        width = max(len(self.languages), 1)
+        entries = distinct(self._points.word * width + self._language) // width
+        return np.bincount(entries, minlength=len(self._points.types))[self._points.word] > 1
+
+    def _overlapping(self, counts: Counts, thresholds: OverlapThresholds) -> BoolArray:
+        """Which concepts are eligible and overlap, bool [C]."""
+        required = thresholds.required(len(self.languages))
+        points = counts.points
+        total = points.sum(axis=1)
+        if thresholds.official:
+            share = points / np.maximum(total, 1)[:, None]
+            return np.asarray((share * 100 > float(exact("theta", thresholds.theta))).all(axis=1))
+        if self._balance == "reweight":
+            # Exact: points x lcm / N, as Python integers, since the lcm of many sizes leaves int64.
+            sizes = [int(n) for n in points.sum(axis=0)]
+            common = math.lcm(*(n for n in sizes if n))
+            points = points.astype(object) * np.array([common // n if n else 0 for n in sizes], object)
+        enough = points >= least(exact("theta", thresholds.theta), points.sum(axis=1))[:, None]
+        return np.asarray((total > 0) & self._eligible(counts, thresholds) & (enough.sum(axis=1) >= required))
+
+    def _eligible(self, counts: Counts, thresholds: OverlapThresholds) -> BoolArray:
+        return np.asarray(counts.types.sum(axis=1) >= thresholds.min_types)
+
+    def evaluate(self, thresholds: OverlapThresholds, *, rows: bool = False) -> Colap:
+        """COLAP at one setting.
+
+        Args:
+            thresholds: The setting.
+            rows: Also give points and types per concept and language.
+
+        Raises:
+            GridError: The rule does not fit the number of languages.
+        """
+        overlapping = self._overlapping(self.counts, thresholds)
+        still = overlapping & self._overlapping(self.counts_excl_shared, thresholds)
+        return Colap(
+            concepts=len(self.concepts),
+            eligible=int(self._eligible(self.counts, thresholds).sum()),
+            overlapping=int(overlapping.sum()),
+            overlapping_excl_shared=int(still.sum()),
+            overlapping_concepts=tuple(self.concepts[overlapping].tolist()),
+            rows=self.rows() if rows else (),
+        )
+
+    def rows(self) -> tuple[LanguageShare, ...]:
+        """Points, types and unweighted share of every concept and language, by concept, then language."""
+        counts = zip(self.concepts.tolist(), self.counts.points.tolist(), self.counts.types.tolist(), strict=True)
+        return tuple(
+            LanguageShare(concept, language, n, m, n / sum(points))
+            for concept, points, types in counts
+            for language, n, m in zip(self.languages, points, types, strict=True)
+        )
+
+    def permuted(self, draws: int, seed: int, thresholds: Sequence[OverlapThresholds]) -> NDArray[np.float64]:
+        """Headline COLAP with the points' languages permuted at random: a ceiling, since every concept then mixes alike.
+
+        A draw is seeded by (seed, draw) alone, shared by all settings, and does not depend on the order of the points.
+
+        Returns:
+            float64 [draws, settings]; NaN without concepts.
+
+        Raises:
+            GridError: No draw, a negative seed, or a rule that does not fit the number of languages.
+        """
+        scores = np.full((draws, len(thresholds)), np.nan)
+        order = np.lexsort((self._points.word, self._points.concept))
+        labels = np.sort(self._language)
+        for draw, generator in enumerate(generators(draws, seed)):
+            language = np.empty_like(labels)
+            language[order] = generator.permutation(labels)
+            counts = self._count(language)
+            for i, setting in enumerate(thresholds):
+                overlapping = self._overlapping(counts, setting)
+                scores[draw, i] = overlapping.mean() if overlapping.size else np.nan
+        return scores
+
+
+def _check_scope(present: Sequence[str], scope: Sequence[str]) -> None:
+    for language in scope:
+        if language not in present:
+            raise InputError(f"joint scope: language {language!r} has no points; expected some of every language")
+    for language in present:
+        if language not in scope:
+            raise InputError(f"joint scope: points of language {language!r}; expected only {', '.join(scope)}")
+
+
+def colap(
+    words: Sequence[str],
+    concepts: ArrayLike,
+    languages: Sequence[str],
+    *,
+    theta: Decimal = THETA_OVERLAP,
+    min_types: int = MIN_TYPES_OVERLAP,
+    rule: str = "all",
+    official: bool = False,
+    balance: str = "none",
+    scope: Sequence[str] | None = None,
+) -> Colap:
+    """COLAP of one joint scope: the share of concepts in which the languages overlap.
+
+    A concept overlaps when it has `min_types` (language, type) entries and each language holds at least `theta` of its
+    points (with the rule `at_least:M`, M of the languages do). Points are counted, not types. Without concepts the
+    score is None, not 0.
+
+    Args:
+        words: The word of each point, n strings.
+        concepts: The concept of each point, integers [n].
+        languages: The language of each point, n codes.
+        theta: Least share, a fraction compared exactly as the decimal written; a percentage in the official mode.
+        min_types: Least (language, type) entries of a concept.
+        rule: `all` or `at_least:M`.
+        official: Compare as the released code (see `OverlapThresholds`).
+        balance: `none`, or `reweight` to divide each language's points by its points in the scope.
+        scope: The languages that must be present; those of the points when None.
+
+    Raises:
+        GridError: A threshold is outside its range, or cannot be met by that many languages.
+        InputError: Lengths differ, or a language of the scope has no points.
+    """
+    if official and balance != "none":
+        raise GridError(f"balance {balance}: not in the official mode; use none")
+    setting = OverlapThresholds(theta, min_types, rule, official)
+    return Overlap(words, concepts, languages, scope=scope, balance=balance).evaluate(setting, rows=True)

@@ -1,0 +1,72 @@
+"""Points as integers: which word type stands in which concept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from raypipe.errors import InputError
+
+IntArray = NDArray[np.int64]
+
+
+class Points(NamedTuple):
+    """Points of one scope, with word types and concepts numbered in sorted order.
+
+    Attributes:
+        types: Distinct word strings, sorted, so that no result depends on the order of the points.
+        word: int64 [n], position of each point's word in `types`.
+        concepts: int64 [C], distinct concept ids, ascending.
+        concept: int64 [n], position of each point's concept in `concepts`.
+    """
+
+    types: list[str]
+    word: IntArray
+    concepts: IntArray
+    concept: IntArray
+
+    def incidence(self) -> Any:
+        """Which types each concept holds: sparse int32 [C, types], 1 where a point of the type lies in the concept."""
+        width = max(len(self.types), 1)
+        concept, word = np.divmod(distinct(self.concept * width + self.word), width)
+        shape = (len(self.concepts), len(self.types))
+        return sparse.csr_array((np.ones(len(word), np.int32), (concept, word)), shape=shape)
+
+
+def distinct(keys: IntArray) -> IntArray:
+    """The distinct integers, ascending; several times faster on long arrays than the hashing of `numpy.unique`."""
+    keys = np.sort(keys)
+    return keys[np.diff(keys, prepend=keys[:1] - 1) != 0]
+
+
+def numbered(values: Iterable[str]) -> tuple[list[str], IntArray]:
+    """The distinct strings, sorted, and each value's position among them (int64 [n])."""
+    values = list(values)
+    names = sorted(set(values))
+    position = {name: i for i, name in enumerate(names)}
+    return names, np.fromiter(map(position.__getitem__, values), np.int64, len(values))
+
+
+def encode(words: Sequence[str], concepts: ArrayLike, side: str) -> Points:
+    """Number the words and concepts of one scope.
+
+    Args:
+        words: The word of each point, n strings.
+        concepts: The concept of each point, integers [n].
+        side: Name of the scope, for messages.
+
+    Raises:
+        InputError: The lengths differ, or the concepts are not integers.
+    """
+    ids = np.asarray(concepts)
+    if ids.shape != (len(words),):
+        raise InputError(f"{side}: {len(words)} words but concepts of shape {ids.shape}; expected one per word")
+    if ids.size and ids.dtype.kind not in "iu":
+        raise InputError(f"{side}: concepts of type {ids.dtype}; expected integers")
+    types, word = numbered(words)
+    names, concept = np.unique(ids.astype(np.int64), return_inverse=True)
+    return Points(types, word, names, concept.astype(np.int64))

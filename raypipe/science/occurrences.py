@@ -1,0 +1,216 @@
+"""Which word occurrences become points: chosen on the text, before any model sees it, the same at every layer."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.errors import GridError, InputError
+
+MIN_FREQ = 0
+MAX_FREQ = 15
+DEL_FREQ = 10_000_000
+MAX_WORDS = 299
+
+Words = Sequence[Sequence[str]]
+"""The words of each sentence."""
+Links = Sequence[Sequence[tuple[int, int]]]
+"""The word alignment: per sentence pair, (source token, target token) in file order."""
+Places = NDArray[np.int32]
+"""Occurrences, int32 [n, 2]: sentence and token, 0-based."""
+
+_FORMS: dict[str, Callable[[str], str]] = {
+    "none": lambda word: word,
+    "nfc": lambda word: unicodedata.normalize("NFC", word),
+    "nfkc": lambda word: unicodedata.normalize("NFKC", word),
+    "lower": str.lower,
+}
+
+
+def normalise(word: str, how: str) -> str:
+    """A word in the form in which types are compared: `none` (as written), `nfc`, `nfkc` or `lower`.
+
+    Raises:
+        GridError: `how` is another name.
+    """
+    if how not in _FORMS:
+        raise GridError(f"normalise {how!r}: expected one of {', '.join(_FORMS)}")
+    return _FORMS[how](word)
+
+
+def length_filter(sentences: Words, *, min_words: int = 1, max_words: int = MAX_WORDS) -> list[str]:
+    """Why each sentence of one language is dropped: `too_short`, `too_long`, or empty for a kept one.
+
+    The released code keeps empty lines (`min_words=0`) and keeps a sentence only if both sides are kept.
+    """
+    return ["too_short" if len(s) < min_words else "too_long" if len(s) > max_words else "" for s in sentences]
+
+
+class _Selection:
+    """Which of a unit's n occurrences are kept."""
+
+    def __init__(self, min_freq: int, max_freq: int | None, del_freq: int, select: str, least: int) -> None:
+        if max_freq is not None and max_freq < least:
+            raise GridError(f"max_freq {max_freq}: must be at least {least}, or none for no limit")
+        found = re.fullmatch("first|random:([0-9]{1,18})", select)
+        if not found:
+            raise GridError(f"select {select!r}: expected first or random:SEED")
+        self._min, self._max, self._del = min_freq, max_freq, del_freq
+        self._seed = None if found[1] is None else int(found[1])
+
+    def __call__(self, unit: str, n: int) -> list[int]:
+        """Positions kept, ascending. A random choice depends on the seed and the unit's text, on no other unit."""
+        if n > self._del or n < self._min:
+            return []
+        if self._max is None or n <= self._max or self._seed is None:
+            return list(range(n if self._max is None else min(n, self._max)))
+        digest = hashlib.sha256(unit.encode("utf-8", "surrogatepass")).digest()
+        entropy = [self._seed, *np.frombuffer(digest, "<u4").tolist()]
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+        kept: list[int] = np.sort(generator.permutation(n)[: self._max]).tolist()
+        return kept
+
+
+def choose(
+    sentences: Words,
+    kept: Sequence[bool],
+    *,
+    min_freq: int = MIN_FREQ,
+    max_freq: int | None = MAX_FREQ,
+    del_freq: int = DEL_FREQ,
+    select: str = "first",
+    normalise: str = "none",
+    official: bool = False,
+) -> Places:
+    """The occurrences of one language that become points; the unit is the word.
+
+    A word with n occurrences in kept sentences is dropped when n > `del_freq` or n < `min_freq`; otherwise `max_freq` of
+    them stay. In the official mode the sentences are those of both languages, one after the other, so that a string
+    common to both spends its places on the first one.
+
+    Args:
+        sentences: The words of each sentence.
+        kept: Whether the length filter keeps the sentence.
+        min_freq: Least occurrences of a word.
+        max_freq: Occurrences kept per word; None = all.
+        del_freq: Most occurrences of a word.
+        select: `first` in corpus order, or `random:SEED`, which for one word does not depend on the other words.
+        normalise: Form in which words are compared (see `normalise`).
+        official: `max_freq` 0 keeps one occurrence, as in the released code.
+
+    Returns:
+        int32 [n, 2], (sentence, token), ascending.
+
+    Raises:
+        GridError: `max_freq`, `select` or `normalise` is out of range.
+        InputError: `kept` has another length than `sentences`.
+    """
+    selection = _Selection(
+        min_freq, max_freq if not official or max_freq is None else max(max_freq, 1), del_freq, select, 1
+    )
+    _same_length("kept flags", kept, sentences)
+    places: dict[str, list[tuple[int, int]]] = {}
+    fold = _fold(normalise)
+    for i, words in enumerate(sentences):
+        if kept[i]:
+            for j, word in enumerate(words):
+                places.setdefault(fold(word), []).append((i, j))
+    return _array(sorted(found[k] for word, found in places.items() for k in selection(word, len(found))))
+
+
+def choose_pairwise(
+    source: Words,
+    target: Words,
+    links: Links,
+    kept: Sequence[bool],
+    *,
+    min_freq: int = MIN_FREQ,
+    max_freq: int | None = MAX_FREQ,
+    del_freq: int = DEL_FREQ,
+    select: str = "first",
+    normalise: str = "none",
+    official: bool = False,
+) -> tuple[Places, Places]:
+    """The occurrences of a language pair that become points; the unit is the pair of linked words.
+
+    The rules of `choose` act on the links of each (source word, target word); a kept link contributes both its
+    occurrences. Unaligned words are never points.
+
+    Args:
+        source: The words of each source sentence.
+        target: The words of each target sentence.
+        links: Per sentence pair, (source token, target token) in file order.
+        kept: Whether the length filter keeps the sentence on both sides.
+        min_freq: Least links of a pair of words.
+        max_freq: Links kept per pair of words; None = all.
+        del_freq: Most links of a pair of words.
+        select: `first` or `random:SEED`.
+        normalise: Form in which words are compared.
+        official: One occurrence per kept link, in link order, so that a word with two links is there twice.
+
+    Returns:
+        Source and target occurrences, each int32 [n, 2]; by default ascending and each once.
+
+    Raises:
+        GridError: `max_freq`, `select` or `normalise` is out of range.
+        InputError: The lengths differ.
+    """
+    selection = _Selection(min_freq, max_freq, del_freq, select, 0 if official else 1)
+    for name, values in (("target sentences", target), ("alignment lines", links), ("kept flags", kept)):
+        _same_length(name, values, source)
+    fold = _fold(normalise)
+    units: dict[str, list[tuple[int, int]]] = {}
+    for i, pairs in enumerate(links):
+        if kept[i]:
+            for order, (s, t) in enumerate(pairs):
+                # No word holds a space, so the joined text tells the two sides apart.
+                units.setdefault(f"{fold(source[i][s])} {fold(target[i][t])}", []).append((i, order))
+    chosen = sorted(found[k] for unit, found in units.items() for k in selection(unit, len(found)))
+    sides = ([(i, links[i][order][side]) for i, order in chosen] for side in (0, 1))
+    first, second = (_array(side if official else sorted(set(side))) for side in sides)
+    return first, second
+
+
+def dictionary_from_links(
+    source: Words, target: Words, links: Links, kept: Sequence[bool]
+) -> dict[str, list[tuple[str, float, int]]]:
+    """A dictionary counted from a word alignment over the kept sentences.
+
+    Returns:
+        Source word, in first-seen order, to its (target word, probability, count), most frequent first, ties in
+        first-seen order; probability is count / sum of the source word's counts.
+
+    Raises:
+        InputError: The lengths differ.
+    """
+    for name, values in (("target sentences", target), ("alignment lines", links), ("kept flags", kept)):
+        _same_length(name, values, source)
+    counts: dict[str, dict[str, int]] = {}
+    for i, pairs in enumerate(links):
+        if kept[i]:
+            for s, t in pairs:
+                found = counts.setdefault(source[i][s], {})
+                found[target[i][t]] = found.get(target[i][t], 0) + 1
+    return {
+        word: [(t, n / sum(found.values()), n) for t, n in sorted(found.items(), key=lambda item: -item[1])]
+        for word, found in counts.items()
+    }
+
+
+def _fold(how: str) -> Callable[[str], str]:
+    normalise("", how)
+    return _FORMS[how]
+
+
+def _same_length(name: str, values: Sequence[object], sentences: Words) -> None:
+    if len(values) != len(sentences):
+        raise InputError(f"{len(sentences)} sentences but {len(values)} {name}; expected one per sentence")
+
+
+def _array(places: Iterable[tuple[int, int]]) -> Places:
+    return np.array(list(places), np.int32).reshape(-1, 2)

@@ -1,0 +1,152 @@
+"""Thresholds as exact decimals: 0.8 means 8/10, never the nearest binary float."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.errors import GridError
+
+THETA_ALIGN = 0.8
+TRANSLATIONS = 10
+MIN_TYPES_ALIGN = 5
+SIZE_RATIO = 0.6
+THETA_OVERLAP = 0.3
+MIN_TYPES_OVERLAP = 1
+
+Decimal = float | int | str | Fraction
+"""How a threshold is written: a number, its text ("0.8", "4/5") or a fraction."""
+
+
+def exact(name: str, value: Decimal) -> Fraction:
+    """The fraction that a threshold's shortest decimal text stands for (0.1 is 1/10).
+
+    Args:
+        name: The threshold's name, for the message.
+        value: The threshold.
+
+    Raises:
+        GridError: The value is not a finite number.
+    """
+    try:
+        return Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        raise GridError(f"{name} {value!r}: not a number; expected a decimal such as 0.8") from None
+
+
+def least(share: Fraction, totals: NDArray[Any]) -> NDArray[Any]:
+    """The smallest count that is at least `share` of each total, ceil(share x total), without rounding error.
+
+    Args:
+        share: The share, at least 0.
+        totals: Integer counts of any shape; object arrays hold Python integers of any size.
+
+    Returns:
+        Counts of the shape and dtype of `totals`.
+    """
+    # Python integers: the numerator of a threshold such as 0.30000000000000004 times a count leaves int64.
+    wide = totals.astype(object)
+    return np.asarray(-((-share.numerator * wide) // share.denominator)).astype(totals.dtype)
+
+
+@dataclass(frozen=True)
+class AlignThresholds:
+    """When a source concept is aligned.
+
+    Attributes:
+        theta: Least share of its types with a translation in the target concept, in (0, 1].
+        translations: Translations kept per word.
+        min_types: Least types of a source concept.
+        size_ratio: Least ratio of the smaller to the larger type count; 0 = no limit.
+        official: Compare as the released code: float64, strictly above each threshold, one-sided ratio source / target.
+        denominator: `all` types of the source concept, or those `covered` by the dictionary.
+
+    Raises:
+        GridError: A value is outside its range.
+    """
+
+    theta: Decimal = THETA_ALIGN
+    translations: int = TRANSLATIONS
+    min_types: int = MIN_TYPES_ALIGN
+    size_ratio: Decimal = SIZE_RATIO
+    official: bool = False
+    denominator: str = "all"
+
+    def __post_init__(self) -> None:
+        if not 0 < exact("theta", self.theta) <= 1:
+            raise GridError(f"theta {self.theta}: expected a fraction above 0 and at most 1")
+        if self.translations < (0 if self.official else 1):
+            raise GridError(f"translations {self.translations}: must be at least {0 if self.official else 1}")
+        if self.min_types < (0 if self.official else 1):
+            raise GridError(f"min_types {self.min_types}: must be at least {0 if self.official else 1}")
+        ratio = exact("size_ratio", self.size_ratio)
+        if ratio < 0 or (ratio > 1 and not self.official):
+            raise GridError(f"size_ratio {self.size_ratio}: expected 0 to 1")
+        if self.denominator not in ("all", "covered"):
+            raise GridError(f"denominator {self.denominator!r}: expected all or covered")
+        if self.official and self.denominator != "all":
+            raise GridError("denominator 'covered': not in the official mode; use all")
+
+
+@dataclass(frozen=True)
+class OverlapThresholds:
+    """When the languages of a concept overlap.
+
+    Attributes:
+        theta: Least share of the concept's points in each language, a fraction; a percentage in the official mode.
+        min_types: Least (language, type) entries of a concept.
+        rule: `all` languages must reach theta, or `at_least:M` of them.
+        official: Compare as the released code: float64 percentages, strictly above theta, exactly two languages.
+
+    Raises:
+        GridError: A value is outside its range.
+    """
+
+    theta: Decimal = THETA_OVERLAP
+    min_types: int = MIN_TYPES_OVERLAP
+    rule: str = "all"
+    official: bool = False
+
+    def __post_init__(self) -> None:
+        theta = exact("theta", self.theta)
+        if self.official:
+            if not 0 < theta <= 100:
+                raise GridError(f"theta {self.theta}: expected a percentage above 0 and at most 100")
+            if self.min_types != 1 or self.rule != "all":
+                raise GridError(
+                    f"min_types {self.min_types}, rule {self.rule}: the official mode has neither; use 1, all"
+                )
+            return
+        if theta > 1:
+            raise GridError(f"theta {self.theta}: fraction expected, did you mean {float(theta / 100):g}?")
+        if theta <= 0:
+            raise GridError(f"theta {self.theta}: expected a fraction above 0")
+        if self.min_types < 1:
+            raise GridError(f"min_types {self.min_types}: must be at least 1")
+        if self.rule != "all" and not re.fullmatch("at_least:[0-9]{1,9}", self.rule):
+            raise GridError(f"rule {self.rule!r}: expected all or at_least:M, such as at_least:2")
+
+    def required(self, languages: int) -> int:
+        """How many of a scope's languages must reach theta.
+
+        Raises:
+            GridError: The rule asks for fewer than 2 or more than all languages, no concept can meet it, or the
+                official mode is given other than two languages.
+        """
+        if self.official:
+            if languages != 2:
+                raise GridError(f"{languages} languages: the official mode takes exactly 2")
+            return 2
+        required = languages if self.rule == "all" else int(self.rule.removeprefix("at_least:"))
+        if not 2 <= required <= languages:
+            raise GridError(f"rule {self.rule}: expected at_least:2 to at_least:{languages}, the scope's languages")
+        if required * exact("theta", self.theta) > 1:
+            raise GridError(
+                f"theta {self.theta}: {required} languages cannot each hold that share; lower theta or use at_least:2"
+            )
+        return required

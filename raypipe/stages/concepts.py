@@ -1,0 +1,176 @@
+"""Stage concepts: K-means of each scope at each layer.
+
+One cell per (model, revision, component, variant, layer, scope, algorithm's k and seed). A cell whose points fit
+one worker runs whole in one worker, cells side by side; a larger one is spread over a group of workers that hold its shards. Results are
+the same bits either way.
+Legend: n points, k concepts, d width of a state.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypipe.errors import ClusteringError, RaypipeError
+from raypipe.rundir import Cell, RunDir
+from raypipe.schema import arrow_schema
+from raypipe.science import kmeans
+from raypipe.stages.context import Context, Item, Receipt
+from raypipe.stages.plan import Plan
+from raypipe.statefile import read_layer
+
+NAME, VERSION = "concepts", 1
+FIELDS = ("concepts.algorithm", "concepts.n_init", "concepts.max_iter", "concepts.tol", "concepts.scaling")
+COPIES = 2.5  # memory of a fit, in copies of its points: as read, centred, and the tables around them
+
+
+def scopes(plan: Plan) -> list[tuple[str, ...]]:
+    """Every scope of the grid: each language of a pair alone, then the joint ones."""
+    paired = {language for pair in plan.grid.language_pairs() for language in pair}
+    return [(language,) for language in plan.grid.languages if language in paired] + plan.grid.joint_scopes()
+
+
+def cells(plan: Plan, extracted: dict[tuple[str, ...], Cell]) -> list[Cell]:
+    """One cell per clustering; `extracted` are the extract cells by (model, revision, component, language)."""
+    settings = plan.grid.concepts
+    fields = (
+        plan.fields(*FIELDS)
+        | {f"{name} version": version(name) for name in ("numpy", "numba")}
+        | {"concepts version": VERSION}
+    )
+    made = []
+    for checkpoint, component in plan.cells_of_models():
+        state = (checkpoint.model, checkpoint.revision, component)
+        for layer in plan.layers[checkpoint.model]:
+            for scope in scopes(plan):
+                inputs = {f"states of {language}": extracted[(*state, language)].fingerprint for language in scope}
+                for k in settings.k:
+                    for seed in settings.seeds:
+                        key = (*_key(state, plan.variant, layer, scope), ("k", f"{k:04d}"), ("seed", str(seed)))
+                        made.append(Cell(NAME, key, fields, inputs))
+    return made
+
+
+def _key(state: tuple[str, ...], variant: str, layer: int, scope: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    names = zip(("model", "revision", "component"), state, strict=True)
+    return (*names, ("variant", variant), ("layer", f"{layer:02d}"), ("scope", "+".join(scope)))
+
+
+def run(context: Context, todo: list[Cell], extracted: dict[tuple[str, ...], Cell]) -> None:
+    """Clusters every scope: small cells side by side, large ones one after the other over all workers."""
+    items, small, large = list[Item](), list[Cell](), list[tuple[Cell, Item]]()
+    for cell in todo:
+        sources = [
+            extracted[cell["model"], cell["revision"], cell["component"], language]
+            for language in cell["scope"].split("+")
+        ]
+        lost = [source for source in sources if context.run.mark(source) is None]
+        if lost:
+            context.fail(cell, f"its input failed: {lost[0].label}", "")
+            continue
+        item = _item(context, cell, sources)
+        if memory_needed(item["points"], context.plan.facts[cell["model"]].width) <= context.cluster.resources.memory:
+            items.append(item)
+            small.append(cell)
+        else:
+            large.append((cell, item))
+    context.watcher.start(NAME, len(todo), "clusterings", 0)
+    context.map_cells(work, small, items)
+    for cell, item in large:
+        _in_group(context, cell, item)
+
+
+def _item(context: Context, cell: Cell, sources: list[Cell]) -> Item:
+    shards = [shard for source in sources for shard in context.shards(source)]
+    settings = context.plan.grid.concepts
+    return {
+        "run": str(context.run.path),
+        "folder": f"concepts/{cell.path}",
+        "layer": int(cell["layer"]),
+        "shards": [name for name, _ in shards],
+        "points": sum(n for _, n in shards),
+        "k": int(cell["k"]),
+        "seed": int(cell["seed"]),
+        "n_init": settings.n_init,
+        "max_iter": settings.max_iter,
+        "tol": settings.tol,
+        "threads": context.plan.grid.resources.threads,
+    }
+
+
+def memory_needed(points: int, width: int) -> int:
+    """Bytes that a fit of float32 points takes in one worker."""
+    return int(points * width * 4 * COPIES)
+
+
+def work(item: Item) -> Receipt:
+    """Clusters one scope in this worker."""
+    started = time.perf_counter()
+    shards = [read_shard(item["run"], item["layer"], name) for name in item["shards"]]
+    return _write(item, _fit(kmeans.LocalPoints(shards), item), started)
+
+
+def _in_group(context: Context, cell: Cell, item: Item) -> None:
+    """Clusters one large scope over all workers."""
+    started = time.perf_counter()
+    try:
+        width = context.plan.facts[cell["model"]].width
+        needed, workers = memory_needed(item["points"], width), context.cluster.resources.workers
+        if needed > workers * context.cluster.resources.memory:
+            raise ClusteringError(
+                f"needs {needed / 2**30:.1f} GiB over {workers} workers; raise resources.workers or resources.memory"
+            )
+        with context.cluster.points(partial(read_shard, item["run"], item["layer"]), item["shards"]) as points:
+            receipt = _write(item, _fit(points, item), started)
+    except RaypipeError as error:
+        context.fail(cell, str(error), traceback.format_exc())
+    else:
+        context.finish(cell, receipt)
+    context.watcher.advance()
+
+
+def read_shard(run: str, layer: int, name: str) -> NDArray[np.float32]:
+    """The points of one shard at one layer, float32 [n, d]."""
+    return read_layer(Path(run) / name, layer)
+
+
+def _fit(points: kmeans.Points, item: Item) -> kmeans.Fit:
+    settings = {name: item[name] for name in ("n_init", "seed", "max_iter", "tol", "threads")}
+    return kmeans.fit(points, item["k"], init="k-means++", **settings)
+
+
+def _write(item: Item, fit: kmeans.Fit, started: float) -> Receipt:
+    run = RunDir(item["run"])
+    labels = np.concatenate(fit.labels).astype(np.int32)
+    words = pa.concat_tables([run.read_table(name, arrow_schema("points").names) for name in item["shards"]])
+    width = fit.centroids.shape[1]
+    centroids = {
+        "concept": pa.array(range(item["k"]), pa.int32()),
+        "points": pa.array(np.bincount(labels, minlength=item["k"])),
+        "centroid": pa.FixedSizeListArray.from_arrays(pa.array(fit.centroids.reshape(-1)), width).cast(
+            pa.list_(pa.float32())
+        ),
+    }
+    tables = {
+        "labels": words.append_column("concept", pa.array(labels)).cast(arrow_schema("labels")),
+        "centroids": pa.table(centroids, schema=arrow_schema("centroids")),
+    }
+    files = {
+        f"{item['folder']}/{name}.parquet": run.write_table(f"{item['folder']}/{name}.parquet", table)
+        for name, table in tables.items()
+    }
+    return {
+        "files": files,
+        "seconds": time.perf_counter() - started,
+        "points": len(labels),
+        "inertia": fit.inertia,
+        "passes": fit.n_iter,
+        "largest": int(np.bincount(labels).max()),
+    }

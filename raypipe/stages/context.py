@@ -1,0 +1,110 @@
+"""What a stage is given: the run, the plan, a place to work and the bookkeeping of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from raypipe.errors import RunError
+from raypipe.rundir import Cell, RunDir
+from raypipe.stages.plan import Plan
+
+Item = dict[str, Any]
+Receipt = dict[str, Any]
+
+
+class Workplace(Protocol):
+    """The part of a cluster that a stage uses; `raypipe.cluster.protocol` says what each method promises."""
+
+    resources: Any
+
+    def map(self, work: Callable[[Item], Receipt], items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
+        """Independent pieces of work."""
+
+    def stream(
+        self, worker: Callable[[], Callable[[Item], Receipt]], items: Sequence[Item]
+    ) -> Iterator[tuple[int, Any]]:
+        """Pieces of work for workers that hold something costly."""
+
+    def points(self, read: Callable[[Any], np.ndarray], shards: Sequence[Any]) -> AbstractContextManager[Any]:
+        """Shards of points that stay in memory where they are."""
+
+
+class Watcher(Protocol):
+    """Whoever is told how far the work has come."""
+
+    def start(self, stage: str, total: int, unit: str, resumed: int) -> None:
+        """A stage begins with `total` pieces to do; `resumed` cells were there already."""
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more pieces are done."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+@dataclass
+class Context:
+    """The world of one run, handed to each stage.
+
+    Attributes:
+        run: The run directory.
+        plan: The grid and what it names.
+        cluster: Where work is done.
+        watcher: Told of progress.
+        failed: Failed cells of this run, with (one-line reason, file of the trace).
+    """
+
+    run: RunDir
+    plan: Plan
+    cluster: Workplace
+    watcher: Watcher
+    failed: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+
+    def todo(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells whose result is not there yet."""
+        return [cell for cell in cells if not self.run.is_done(cell)]
+
+    def has_failed(self, cell: Cell) -> bool:
+        """Whether this cell failed in this run."""
+        return (cell.stage, cell.path) in self.failed
+
+    def fail(self, cell: Cell, message: str, trace: str) -> None:
+        """Books a failed cell; the others go on."""
+        if not self.has_failed(cell):
+            self.failed[cell.stage, cell.path] = (message, self.run.fail(cell, message, trace))
+            self.watcher.note(f"failed: {cell.label}: {message}")
+
+    def each(self, results: Iterator[tuple[int, Any]], cells: Sequence[Cell]) -> Iterator[tuple[Cell, Receipt]]:
+        """Results with their cells; failures are booked and left out."""
+        for index, result in results:
+            self.watcher.advance()
+            if isinstance(result, dict):
+                yield cells[index], result
+            else:
+                self.fail(cells[index], result.message, result.trace)
+
+    def map_cells(self, work: Callable[[Item], Receipt], cells: Sequence[Cell], items: Sequence[Item]) -> None:
+        """Runs one piece of work per cell and writes each mark as its result comes."""
+        for cell, receipt in self.each(self.cluster.map(work, items), cells):
+            self.finish(cell, receipt)
+
+    def finish(self, cell: Cell, receipt: Receipt) -> None:
+        """Writes the cell's mark from a receipt {"files", "seconds", …}."""
+        rest = {name: value for name, value in receipt.items() if name not in ("files", "seconds")}
+        self.run.finish(cell, receipt["files"], receipt["seconds"], rest)
+
+    def shards(self, cell: Cell) -> list[tuple[str, int]]:
+        """The (file, points) of each shard of a finished extract cell, in shard order.
+
+        Raises:
+            RunError: The cell is not finished.
+        """
+        mark = self.run.mark(cell)
+        if mark is None:
+            raise RunError(f"{cell.label}: is not there yet; run the stage {cell.stage} first")
+        return [(name, points) for name, points in mark.receipt["shards"]]

@@ -1,0 +1,130 @@
+"""Stage lexicon: one ranked dictionary per direction, from files, by inverting the other direction, or by word alignment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from raypipe.errors import InputError
+from raypipe.interop.alignments import read_pharaoh
+from raypipe.interop.dictionaries import read_dictionary
+from raypipe.rundir import Cell, RunDir, file_digest
+from raypipe.schema import make_table
+from raypipe.science.occurrences import dictionary_from_links
+from raypipe.stages.context import Context, Item, Receipt
+from raypipe.stages.plan import Plan
+
+NAME, VERSION = "lexicon", 1
+
+
+def cells(plan: Plan) -> list[Cell]:
+    """One cell per direction that has a file, an inverse, or an aligner."""
+    induce = plan.grid.lexicon.induce
+    made = []
+    for source, target in plan.grid.directions():
+        key = (("source", source), ("target", target))
+        if induce:
+            corpora = {f"text of {lang}": plan.corpus[lang] for lang in (source, target)}
+            fields = plan.fields("lexicon.induce", "words.min_words", "words.max_words") | {"lexicon version": VERSION}
+            made.append(Cell(NAME, key, fields, corpora))
+        elif found := plan.lexicon[source, target]:
+            path, inverted = found
+            fields = plan.fields("lexicon.format") | {"inverted": inverted, "lexicon version": VERSION}
+            made.append(Cell(NAME, key, fields, {f"dictionary {source}-{target}": file_digest(path)}))
+    return made
+
+
+def skipped(plan: Plan) -> list[str]:
+    """Directions without any dictionary, as `de-fr`."""
+    return [f"{s}-{t}" for (s, t), found in plan.lexicon.items() if found is None]
+
+
+def run(context: Context, todo: list[Cell]) -> None:
+    """Reads or induces each dictionary that is not there yet."""
+    for direction in skipped(context.plan):
+        context.watcher.note(f"skipped: no dictionary for {direction}, neither way; its CALIGN rows say no_lexicon")
+    if context.plan.grid.lexicon.induce and todo:
+        context.watcher.note(
+            "lexicon: eflomal draws its own random seed; the induced dictionaries are kept in the run and reused"
+        )
+    context.watcher.start(NAME, len(todo), "directions", 0)
+    items = []
+    for cell in todo:
+        source, target = cell["source"], cell["target"]
+        item = {
+            "run": str(context.run.path),
+            "source": source,
+            "target": target,
+            "induce": context.plan.grid.lexicon.induce,
+        }
+        if found := context.plan.lexicon.get((source, target)):
+            item |= {"path": str(found[0]), "inverted": found[1], "format": context.plan.grid.lexicon.format}
+            if found[1]:
+                context.watcher.note(f"{source}-{target}: no dictionary of its own; {found[0].name} is inverted")
+        items.append(item)
+    context.map_cells(work, todo, items)
+
+
+def work(item: Item) -> Receipt:
+    """Reads one direction's dictionary, or induces it, and writes it ranked."""
+    started = time.perf_counter()
+    run, source, target = RunDir(item["run"]), item["source"], item["target"]
+    entries, dropped = _induced(run, source, target) if item["induce"] else _read(item)
+    rows = [
+        {"source_word": s, "target_word": t, "rank": rank, "probability": probability, "count": count}
+        for s, ranked in entries.items()
+        for rank, (t, probability, count) in enumerate(ranked)
+    ]
+    name = f"lexicon/source={source}/target={target}.parquet"
+    receipt = {
+        "words": len(entries),
+        "entries": len(rows),
+        "inverted": bool(item.get("inverted")),
+        "induced": bool(item["induce"]),
+    }
+    return (
+        {"files": {name: run.write_table(name, make_table("lexicon", rows))}, "seconds": time.perf_counter() - started}
+        | receipt
+        | dropped
+    )
+
+
+Ranked = Mapping[str, Sequence[tuple[str, float | None, int | None]]]
+
+
+def _read(item: Item) -> tuple[Ranked, Receipt]:
+    found = read_dictionary(item["path"], format=item["format"])
+    found = found.inverted() if item["inverted"] else found
+    entries = {word: [(e.target, e.probability, e.count) for e in ranked] for word, ranked in found.entries.items()}
+    return entries, {"dropped_multiword": found.dropped_multiword, "dropped_duplicates": found.dropped_duplicates}
+
+
+def _induced(run: RunDir, source: str, target: str) -> tuple[Ranked, Receipt]:
+    """Counts links of both alignment directions' intersection over the sentences kept in both languages.
+
+    Raises:
+        InputError: The optional package is not installed, or no sentence is kept.
+    """
+    try:
+        import eflomal
+    except ImportError:
+        raise InputError(
+            "lexicon.induce: eflomal is not installed; `pip install raypipe[align]` (needs a C compiler)"
+        ) from None
+    tables = [
+        run.read_table(f"corpus/lang={language}/sentences.parquet", ["words", "dropped"]).to_pylist()
+        for language in (source, target)
+    ]
+    pairs = [(a["words"], b["words"]) for a, b in zip(*tables, strict=True) if not a["dropped"] and not b["dropped"]]
+    if not pairs:
+        raise InputError(f"lexicon.induce: no sentence is kept in both {source} and {target}")
+    sides = [list(side) for side in zip(*pairs, strict=True)]
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("forward", "reverse")]
+        lines = [[" ".join(words) + "\n" for words in side] for side in sides]
+        eflomal.Aligner(model=3).align(*lines, links_filename_fwd=str(files[0]), links_filename_rev=str(files[1]))
+        forward, reverse = (read_pharaoh(file, *sides) for file in files)
+    links = [sorted(set(a) & set(b)) for a, b in zip(forward, reverse, strict=True)]
+    return dictionary_from_links(*sides, links, [True] * len(links)), {"dropped_multiword": 0, "dropped_duplicates": 0}

@@ -1,0 +1,45 @@
+"""Stage report: the flat score tables, the warnings, and one HTML page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from raypipe.rundir import Cell, RunDir
+from raypipe.stages.context import Context
+from raypipe.stages.signatures import Finding, signatures
+
+PLACE = "report/index.html"
+
+
+def write(
+    context: Context, tables: dict[str, pa.Table], cells: dict[str, list[Cell]], facts: dict[str, Any]
+) -> list[Finding]:
+    """Writes the page from the flat tables and returns its warnings."""
+    from raypipe.web.report import render
+
+    marks = {
+        stage: [(cell, context.run.mark(cell)) for cell in cells[stage]]
+        for stage in ("corpus", "lexicon", "extract", "concepts")
+    }
+    done = {stage: [(cell, mark.receipt) for cell, mark in listed if mark] for stage, listed in marks.items()}
+    findings = signatures(tables, done)
+    counts: dict[str, Any] = {
+        "sentences": {cell["lang"]: receipt["lines"] for cell, receipt in done["corpus"]},
+        "words": {cell["lang"]: receipt["words"] for cell, receipt in done["corpus"]},
+        "points": {cell["lang"]: receipt["points"] for cell, receipt in done["corpus"]},
+        "sentences dropped": {
+            cell["lang"]: receipt["too_short"] + receipt["too_long"] for cell, receipt in done["corpus"]
+        },
+        "points without a state": sum(receipt["lost"] for _, receipt in done["extract"]),
+    }
+    skipped = [{"what": what, "reason": "no dictionary, neither way"} for what in facts.pop("skipped")]
+    skipped += [
+        {"what": f"{stage} {path}", "reason": reason} for (stage, path), (reason, _) in sorted(context.failed.items())
+    ]
+    page = render(
+        tables, context.plan.grid.to_dict(), facts | {"counts": counts, "skipped": skipped, "warnings": findings}
+    )
+    RunDir(context.run.path).write_bytes(PLACE, page.encode())
+    return findings

@@ -1,0 +1,63 @@
+"""Files of points: one row per word occurrence, one column of states per layer.
+
+A layer is a column of fixed-size binary, with dtype and width in the field's metadata: reading layer 7 reads only layer 7.
+Legend: n points, d width of a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raypipe.errors import RunError
+from raypipe.schema import arrow_schema
+
+
+def column(layer: int) -> str:
+    """The column of a layer: `layer_07`."""
+    return f"layer_{layer:02d}"
+
+
+def state_table(points: pa.Table, states: Mapping[int, NDArray[np.floating]]) -> pa.Table:
+    """A table of points with one binary column per layer.
+
+    Args:
+        points: Columns language, sentence, token, word; n rows.
+        states: Layer id to C-contiguous float32 or float16 [n, d].
+    """
+    table = points.cast(arrow_schema("points"))
+    for layer, X_nd in states.items():
+        kind = pa.binary(X_nd.shape[1] * X_nd.itemsize)
+        data = pa.Array.from_buffers(kind, len(X_nd), [None, pa.py_buffer(X_nd)])
+        meta = {"dtype": X_nd.dtype.name, "width": str(X_nd.shape[1])}
+        table = table.append_column(pa.field(column(layer), kind, metadata=meta), data)
+    return table
+
+
+def read_layer(path: str | Path, layer: int) -> NDArray[np.float32]:
+    """The states of one layer of one file, float32 [n, d].
+
+    Raises:
+        RunError: The file is missing or damaged, or does not hold the layer.
+    """
+    try:
+        table = pq.ParquetFile(path).read(columns=[column(layer)])
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(
+            f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); use --rerun extract"
+        ) from None
+    if not table.num_columns:
+        raise RunError(f"{path}: holds no layer {layer}; add it to the grid's layers and run again")
+    meta = table.schema.field(0).metadata
+    dtype, width = np.dtype(meta[b"dtype"].decode()), int(meta[b"width"])
+    parts = [
+        np.frombuffer(chunk.buffers()[1], dtype, len(chunk) * width, chunk.offset * width * dtype.itemsize)
+        for chunk in table.column(0).chunks
+    ]
+    data = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype), *parts])
+    return data.reshape(-1, width).astype(np.float32, copy=False)

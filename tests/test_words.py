@@ -1,0 +1,281 @@
+"""Pieces of words: three kinds of tokenizer, scripts of all directions, lost words, batches of sentences."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import SENTENCES, byte_level, unigram, wordpiece
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
+
+from raypipe.errors import GridError, InputError, ModelError
+from raypipe.models.batches import plan_batches
+from raypipe.models.words import Lost, encode
+
+KINDS = {
+    "wordpiece": wordpiece,
+    "bytes": byte_level,
+    "bytes-untrimmed": lambda: byte_level(trim_offsets=False),
+    "unigram": unigram,
+    "xlm-roberta": unigram,  # its vocabulary in the real class, whose lone '▁' claims the next sign's offsets
+}
+
+
+@cache
+def fast(kind: str) -> PreTrainedTokenizerFast:
+    if kind == "xlm-roberta":
+        return XLMRobertaTokenizer(vocab=[tuple(piece) for piece in json.loads(unigram().to_str())["model"]["vocab"]])
+    return PreTrainedTokenizerFast(tokenizer_object=KINDS[kind]())
+
+
+def spelled(kind: str, tokens: list[str]) -> str:
+    """What some pieces spell, without offsets: the independent view of what belongs to a word."""
+    if kind == "wordpiece":
+        return "".join(token.removeprefix("##") for token in tokens)
+    if kind in ("unigram", "xlm-roberta"):
+        return "".join(tokens).replace("▁", "")
+    return fast(kind).backend_tokenizer.decoder.decode(tokens).strip(" ")
+
+
+def as_normalised(kind: str, word: str) -> str:
+    if kind == "wordpiece":
+        bare = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
+        return "".join(c for c in bare if unicodedata.category(c) != "Cf")
+    return unicodedata.normalize("NFKC", word) if kind == "unigram" else word
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_spell_their_word(kind: str) -> None:
+    tokenizer = fast(kind)
+    encoded = encode(tokenizer, SENTENCES, None, 512)
+    assert encoded.lost == []
+    assert list(zip(encoded.sentence, encoded.token, strict=True)) == [
+        (s, t) for s, words in enumerate(SENTENCES) for t in range(len(words))
+    ]
+    assert encoded.words == [word for words in SENTENCES for word in words]
+    for row, first, last, word in zip(encoded.row, encoded.first, encoded.last, encoded.words, strict=True):
+        tokens = tokenizer.convert_ids_to_tokens(encoded.ids[row][first : last + 1].tolist())
+        if tokenizer.unk_token not in tokens:
+            assert spelled(kind, tokens) == as_normalised(kind, word)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_piece_but_the_special_ones_belongs_to_one_word(kind: str) -> None:
+    # Also holds each lone '▁' or 'Ġ' to the word that follows it.
+    encoded = encode(fast(kind), SENTENCES, None, 512)
+    for row, ids in enumerate(encoded.ids):
+        of = encoded.row == row
+        spans = zip(encoded.first[of], encoded.last[of], strict=True)
+        assert [p for first, last in spans for p in range(first, last + 1)] == list(range(1, len(ids) - 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_those_of_the_sentence_as_written(kind: str) -> None:
+    encoded = encode(fast(kind), SENTENCES, None, 512)
+    for ids, words in zip(encoded.ids, SENTENCES, strict=True):
+        assert ids.dtype == np.int32
+        assert ids.tolist() == fast(kind)(" ".join(words))["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "xlm-roberta"])
+def test_a_lone_space_piece_belongs_to_the_word_after_it(kind: str) -> None:
+    # Unigram pieces of '狗 狗 Q': <s> ▁ 狗 ▁ 狗 ▁ Q </s> at 0..7; each word is two pieces, its space first.
+    encoded = encode(fast(kind), [["狗", "狗", "Q"]], None, 512)
+    assert fast(kind).convert_ids_to_tokens(encoded.ids[0].tolist())[1:7] == ["▁", "狗", "▁", "狗", "▁", "<unk>"]
+    assert encoded.first.tolist() == [1, 3, 5]
+    assert encoded.last.tolist() == [2, 4, 6]
+
+
+def test_a_piece_over_several_words_belongs_to_the_last() -> None:
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁new▁york", -1.0), ("▁is", -1.0)], 0, False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    encoded = encode(PreTrainedTokenizerFast(tokenizer_object=tokenizer), [["new", "york", "is"]], None, 512)
+    assert encoded.lost == [Lost(0, 0, "no_piece")]
+    assert (encoded.token.tolist(), encoded.first.tolist(), encoded.last.tolist()) == ([1, 2], [0, 1], [0, 1])
+
+
+def test_a_trailing_space_piece_belongs_to_the_word_before_it() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a ": 0, "b": 1, "?": 2}, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    encoded = encode(PreTrainedTokenizerFast(tokenizer_object=tokenizer), [["a", "b"]], None, 512)
+    assert encoded.ids[0].tolist() == [0, 1]
+    assert encoded.first.tolist() == encoded.last.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "lost"),
+    [
+        # BERT drops a combining mark that stands alone, and control signs.
+        ("wordpiece", ["a", "\u0301", "man"], [1]),
+        ("wordpiece", ["\u200d", "man"], [0]),
+        # The soft hyphen goes; what is left of ' \u00ad ' is the space before 'man', or a lone '▁' at the end.
+        ("unigram", ["A", "\u00ad", "man"], [1]),
+        ("unigram", ["A", "\u00ad"], [1]),
+        ("unigram", ["\u00ad", "man"], [0]),
+        # Byte-level tokenizers drop nothing.
+        ("bytes", ["a", "\u0301", "\u00ad"], []),
+    ],
+)
+def test_words_without_a_piece_are_lost_alone(kind: str, words: list[str], lost: list[int]) -> None:
+    encoded = encode(fast(kind), [["window"], words], None, 512)
+    assert encoded.lost == [Lost(1, token, "no_piece") for token in lost]
+    assert encoded.words == ["window", *[word for token, word in enumerate(words) if token not in lost]]
+
+
+def test_truncation_keeps_the_closing_special_token_and_loses_cut_words() -> None:
+    # '狗' is one WordPiece: [CLS] 狗*6 [SEP] is 8 long. At 6, four are left; at 7 five; at 8 all.
+    words = ["狗"] * 6
+    for most, kept in ((6, 4), (7, 5), (8, 6)):
+        encoded = encode(fast("wordpiece"), [words], None, most)
+        assert encoded.ids[0].tolist()[-1] == 3
+        assert len(encoded.ids[0]) == most
+        assert encoded.token.tolist() == list(range(kept))
+        assert encoded.lost == [Lost(0, token, "truncated") for token in range(kept, 6)]
+
+
+def test_a_word_is_truncated_when_only_its_last_piece_is() -> None:
+    # '狗狗' is two pieces: [CLS] 狗 狗 狗 狗 [SEP] cut to 5 leaves three of the four.
+    encoded = encode(fast("wordpiece"), [["狗狗", "狗狗"]], None, 5)
+    assert encoded.token.tolist() == [0]
+    assert encoded.lost == [Lost(0, 1, "truncated")]
+
+
+def test_truncation_without_special_tokens() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 1}, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    encoded = encode(PreTrainedTokenizerFast(tokenizer_object=tokenizer), [["a"] * 4], None, 3)
+    assert encoded.ids[0].tolist() == [0, 0, 0]
+    assert encoded.lost == [Lost(0, 3, "truncated")]
+
+
+def test_a_saved_tokenizer_that_cuts_and_pads_does_neither_here() -> None:
+    backend = wordpiece()
+    backend.enable_truncation(4)
+    backend.enable_padding(length=50)
+    encoded = encode(PreTrainedTokenizerFast(tokenizer_object=backend), [["狗"] * 6], None, 512)
+    assert len(encoded.ids[0]) == 8
+
+
+def test_special_tokens_in_the_text_are_text() -> None:
+    encoded = encode(fast("bytes"), [["</s>", "<s>"]], None, 512)
+    tokens = fast("bytes").convert_ids_to_tokens(encoded.ids[0].tolist())
+    assert tokens == ["<s>", "<", "/", "s", ">", "Ġ", "<", "s", ">", "</s>"]
+    assert (encoded.first.tolist(), encoded.last.tolist()) == ([1, 5], [4, 8])
+
+
+def test_only_wanted_words_and_their_sentences() -> None:
+    every = encode(fast("unigram"), SENTENCES, None, 512)
+    wanted = [[3, 1, 1], [], *[[0]] * (len(SENTENCES) - 2)]
+    some = encode(fast("unigram"), SENTENCES, wanted, 512)
+    assert some.lengths[1] == 0
+    assert list(zip(some.sentence, some.token, strict=True))[:3] == [(0, 1), (0, 3), (2, 0)]
+    spans = {(s, t): (f, e) for s, t, f, e in zip(every.sentence, every.token, every.first, every.last, strict=True)}
+    for s, t, f, e in zip(some.sentence, some.token, some.first, some.last, strict=True):
+        assert spans[s, t] == (f, e)
+
+
+def test_a_sentence_whose_wanted_words_are_all_lost_is_not_run() -> None:
+    encoded = encode(fast("wordpiece"), [["a", "\u0301"], ["man"]], [[1], [0]], 512)
+    assert encoded.lengths.tolist()[0] == 0
+    assert encoded.words == ["man"]
+
+
+@pytest.mark.parametrize("sentences", [[], [[]], [[], ["man"], []]])
+def test_empty_sentences(sentences: list[list[str]]) -> None:
+    encoded = encode(fast("unigram"), sentences, None, 512)
+    assert len(encoded.ids) == len(sentences)
+    assert encoded.words == [word for words in sentences for word in words]
+
+
+def test_take_keeps_the_callers_numbers() -> None:
+    encoded = encode(fast("unigram"), SENTENCES, None, 512)
+    part = encoded.take(np.array([2, 5]))
+    assert part.sentences.tolist() == [2, 5]
+    assert part.words == SENTENCES[2] + SENTENCES[5]
+    assert part.sentence.tolist() == [2] * len(SENTENCES[2]) + [5] * len(SENTENCES[5])
+    assert [ids.tolist() for ids in part.ids] == [encoded.ids[2].tolist(), encoded.ids[5].tolist()]
+    for name in ("token", "first", "last"):
+        assert getattr(part, name).tolist() == getattr(encoded, name)[np.isin(encoded.row, [2, 5])].tolist()
+
+
+def test_take_in_another_order() -> None:
+    encoded = encode(fast("unigram"), SENTENCES, None, 512)
+    part = encoded.take(np.array([5, 2]))
+    assert part.words == SENTENCES[5] + SENTENCES[2]
+    assert part.row.tolist() == [0] * len(SENTENCES[5]) + [1] * len(SENTENCES[2])
+    assert [encoded.words[place] for place in encoded.words_of(np.array([5, 2]))] == part.words
+    assert encoded.take(np.zeros(0, np.int64)).words == []
+
+
+def test_encoding_together_equals_encoding_alone() -> None:
+    together = encode(fast("bytes"), SENTENCES, None, 40)
+    for index, words in enumerate(SENTENCES):
+        alone, part = encode(fast("bytes"), [words], None, 40), together.take(np.array([index]))
+        assert alone.ids[0].tolist() == part.ids[0].tolist()
+        assert alone.last.tolist() == part.last.tolist()
+        assert [(lost.token, lost.why) for lost in alone.lost] == [
+            (lost.token, lost.why) for lost in together.lost if lost.sentence == index
+        ]
+
+
+def test_a_wanted_token_beyond_the_sentence() -> None:
+    with pytest.raises(InputError, match=r"^sentences\[1\]: token 2 is wanted, but it has 2 words$"):
+        encode(fast("bytes"), [["a"], ["a", "b"]], [[0], [0, 2]], 512)
+    with pytest.raises(InputError, match=r"^sentences\[0\]: token -1 is wanted, but it has 1 words$"):
+        encode(fast("bytes"), [["a"]], [[-1]], 512)
+
+
+def test_a_python_tokenizer_is_refused() -> None:
+    from transformers import ByT5Tokenizer
+
+    with pytest.raises(ModelError, match="tokenizer ByT5Tokenizer is Python-based and gives no character offsets; use"):
+        encode(ByT5Tokenizer(), [["a"]], None, 512)
+
+
+words = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1, max_size=6).filter(lambda w: w.split() == [w])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(words, max_size=6), max_size=4), st.sampled_from(sorted(KINDS)), st.integers(3, 20))
+def test_every_word_is_kept_or_lost_once(sentences: list[list[str]], kind: str, most: int) -> None:
+    encoded = encode(fast(kind), sentences, None, most)
+    seen = [*zip(encoded.sentence, encoded.token, strict=True), *[(lost.sentence, lost.token) for lost in encoded.lost]]
+    assert sorted(seen) == [(s, t) for s, ws in enumerate(sentences) for t in range(len(ws))]
+    assert (encoded.first <= encoded.last).all()
+    for row, last in zip(encoded.row, encoded.last, strict=True):
+        assert 0 < last < len(encoded.ids[row]) - 1 < most
+
+
+def naive_batches(lengths: list[int], budget: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for index in sorted((i for i, n in enumerate(lengths) if n), key=lambda i: (lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return [sorted(batch) for batch in batches]
+
+
+@given(st.lists(st.integers(0, 30), max_size=60), st.integers(30, 200))
+def test_batches_fit_the_budget_and_hold_every_sentence_once(lengths: list[int], budget: int) -> None:
+    batches = plan_batches(np.array(lengths, dtype=np.int64), budget)
+    assert [batch.tolist() for batch in batches] == naive_batches(lengths, budget)
+    for batch in batches:
+        assert len(batch) * max(lengths[i] for i in batch) <= budget
+    assert sorted(i for batch in batches for i in batch) == [i for i, n in enumerate(lengths) if n]
+
+
+def test_batches_golden() -> None:
+    # Sorted: 2 (index 1), 3 (0), 3 (3), 5 (2). Budget 9: 2x3 = 6 and 3x3 = 9 fit, 4x5 does not.
+    assert [b.tolist() for b in plan_batches(np.array([3, 2, 5, 3, 0]), 9)] == [[0, 1, 3], [2]]
+
+
+def test_a_budget_below_the_longest_sentence() -> None:
+    with pytest.raises(GridError, match="token_budget: 9 is below the longest sentence; raise it to 10 or more"):
+        plan_batches(np.array([3, 10]), 9)
