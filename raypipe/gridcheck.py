@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ByteSize, ValidationError
 
 
 def one_line(error: ValidationError, root: type[BaseModel]) -> str:
@@ -66,4 +66,6 @@ def describe_fields(root: type[BaseModel], prefix: str = "") -> dict[str, str]:
 def _default_text(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(str, value)) + "]"
+    if isinstance(value, ByteSize):
+        return value.human_readable()
     return "null" if value is None else str(value)

@@ -51,7 +51,7 @@ def _models(known: Any, flags: Sequence[str]) -> list[dict[str, Any]]:
         where, _, revision = (flag, "", "") if flag in named or Path(flag).exists() else flag.partition("@")
         model = chosen.get(where) or {**named.get(where, {"path": _if_there(where, Path.cwd())}), "flagged": []}
         chosen[where] = {**model, "flagged": [*model["flagged"], *([revision] if revision else [])]}
-    models = []
+    models: list[dict[str, Any]] = []
     for model in chosen.values():
         revisions = model.pop("flagged")
         name = model.get("name") or _free_name(

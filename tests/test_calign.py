@@ -336,7 +336,7 @@ GRID = [
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_one_structure_serves_every_threshold(seed):
     source, target, dictionary = random_case(seed)
     prepared = Cooccurrence(source, target, dictionary, [10, 1, 3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise, permutations, product
 from pathlib import Path
 from typing import Any
@@ -97,3 +97,325 @@ FACTS: Mapping[str, Any] = {
     ],
 }
 WORDS = [("Hund", "dog"), ("Katze", "cat"), ("Pferd", "horse"), ("Kuh", "cow")]
+
+
+def aligned_table(words: list[tuple[str, str]] = WORDS, concepts: int = 14) -> pa.Table:
+    """Aligned concepts of every direction at toy's last revision and layer."""
+    at = [
+        {"source": s, "target": t, "source_concept": i} for s, t in permutations(LANGUAGES, 2) for i in range(concepts)
+    ]
+    return make_table("aligned", [aligned_row(words, revision=STEPS[-1], layer=2, **row) for row in at])
+
+
+@pytest.fixture(scope="module")
+def big() -> str:
+    """The page of `big_tables`."""
+    return render(big_tables() | {"aligned": aligned_table()}, GRID, FACTS)
+
+
+def data_of(page: str) -> dict[str, Any]:
+    """The page's charts and data sets."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert found
+    return dict(json.loads(found[1]))
+
+
+def text_of(page: str) -> str:
+    """The page before its scripts, without tags, spaces collapsed."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.partition('<script type="application/json"')[0]))
+
+
+def key_table(page: str) -> list[str]:
+    """The text of each body row of the key table."""
+    rows = page.split('id="key"')[1].partition("</table>")[0].split("<tbody>")[1].split("</tr>")[:-1]
+    return [re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", row)).strip() for row in rows]
+
+
+def test_the_same_tables_give_the_same_page(big: str) -> None:
+    assert render(big_tables() | {"aligned": aligned_table()}, GRID, FACTS) == big
+
+
+def test_the_page_asks_the_network_for_nothing(big: str) -> None:
+    assert re.findall(
+        r'(?:src|href|action|data)\s*=\s*["\']?\s*((?:https?:)?//[^"\' >]*)', big.partition("<script>")[0]
+    ) == ["https://arxiv.org/abs/2405.14535"]
+    assert "@import" not in big.partition("<script>")[0]
+    assert "url(" not in big.partition("<script>")[0]
+    assert "default-src 'none'" in big
+
+
+def test_every_chart_is_valid_and_reads_columns_that_exist(big: str) -> None:
+    page = data_of(big)
+    kinds = ("calign-layers", "calign-pairs", "calign-steps", "colap-layers", "colap-steps")
+    assert tuple(page["charts"]) == kinds
+    for name, spec in page["charts"].items():
+        alt.Chart.from_dict(spec, validate=True)
+        columns = set(page["sets"][name.split("-")[0]]["columns"])
+        read = set(re.findall(r"datum\.([a-z_]+)", json.dumps(spec))) | set(
+            re.findall(r'"field": "(\w+)"', json.dumps(spec))
+        )
+        assert read - {"label", "line", "top"} <= columns | {"value"}, name
+        assert f'id="{name}"' in big
+
+
+def test_the_charts_hold_every_score_and_none_for_no_score(big: str) -> None:
+    found = data_of(big)["sets"]["calign"]
+    rows = [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+    assert len(rows) == 2 * 5 * 3 * 6 * 2
+    at = {(r["model"], r["revision"], r["layer"], r["pair"], r["theta"]): r for r in rows}
+    # toy, last revision, layer 2, theta 0.5: 0.02 + 0.6 * 1 * 3/3 = 0.62, times (1.1 - 0.5)/0.6 = 1
+    assert at["toy", STEPS[-1], 2, "de → en", 0.5]["value"] == pytest.approx(0.62)
+    assert at["other", STEPS[-1], 2, "ru → de", 0.8]["value"] is None
+    assert at["toy", STEPS[1], 2, "de → en", 0.5]["step"] == 100
+    # the null's band: 0.05 -+ 2 * 0.02
+    assert at["toy", STEPS[-1], 2, "de → en", 0.5]["ref_lo"] == pytest.approx(0.01)
+    assert at["toy", STEPS[-1], 2, "de → en", 0.5]["ref_hi"] == pytest.approx(0.09)
+    assert [r["random"] for r in rows] == [r["revision"] == "random" for r in rows]
+    assert {r["revision"] for r in rows if r["last"]} == {STEPS[-1]}
+
+
+def test_the_key_table_shows_the_best_layer_at_the_default_setting(big: str) -> None:
+    rows = key_table(big)
+    assert len(rows) == 12
+    # toy, layer 2, theta 0.8: 0.62 * 0.3/0.6 = 0.31; COLAP 0.75 - 0.5 * 0.31 = 0.595; random 0.02 * 0.5 = 0.01
+    assert rows[0] == (
+        "toy step-001600 de → en 2 9 / 30 = 0.310 0.050 ± 0.020 (0.100) 0.050 0.90 0.595 0.900 0.010, 0.745"
+    )
+    # other, ru -> de has no score at layer 2; at layer 1: 0.7 * (0.02 + 0.6 * 2/3) * 0.5 * 0.6 = 0.0882 < 0.05 + 0.04
+    assert rows[10].startswith("other step-001600 ru → de 1 3 / 30 = 0.088 0.050 ± 0.020 (0.100) not above null")
+    assert "11 of 12 directions lie above" in text_of(big)
+    assert "Shown at CALIGN θ 0.8" in text_of(big)
+
+
+def test_ties_go_to_the_lowest_layer() -> None:
+    rows = [calign_row(layer=layer, calign=value) for layer, value in ((3, 0.4), (1, 0.4), (0, 0.1))]
+    assert key_table(render({"calign": make_table("calign", rows)}, {}, {}))[0].startswith("toy step-000100 de → en 1 ")
+
+
+def test_seeds_are_averaged_and_their_range_kept() -> None:
+    changes = [
+        {"seed": 0, "calign": 0.2, "aligned": 6, "null_sd": 0.03, "null_max": 0.1, "null_p": 0.05},
+        {"seed": 1, "calign": 0.5, "aligned": 15, "null_sd": 0.04, "null_max": 0.3, "null_p": 0.15},
+    ]
+    table = make_table("calign", [calign_row(layer=layer, **c) for layer in (0, 1) for c in changes])
+    frame = frames.scores(table, "calign")
+    first = frame.iloc[0]
+    assert (first["value"], first["lo"], first["hi"], first["seeds"], first["count"]) == (0.35, 0.2, 0.5, 2, 10.5)
+    assert first["ref_sd"] == pytest.approx(((0.03**2 + 0.04**2) / 2) ** 0.5)
+    assert (first["ref_max"], first["null_p"]) == (0.3, 0.15)
+    page = render({"calign": table}, {}, {})
+    assert "10.5 / 30.0 = 0.350" in key_table(page)[0]
+    assert "means over 2 seeds" in page
+    assert "lowest seed" in json.dumps(data_of(page)["charts"])
+
+
+def test_components_stand_apart() -> None:
+    table = make_table("calign", [calign_row(), calign_row(target_component="decoder", calign=0.1)])
+    page = render({"calign": table, "aligned": make_table("aligned", [aligned_row(WORDS)])}, {}, {})
+    assert "component encoder, encoder → decoder" in text_of(page)
+    assert [row.count("0.400") for row in key_table(page)] == [1]
+    assert "1 of 1 shown" in text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (("step-000600", "step-1200"), [600, 1200]),
+        (("step2-of-9", "step1-of-9"), [0, 1]),  # the last number is no order: place in the grid
+        (("main", "step-5"), [0, 1]),
+    ],
+)
+def test_steps_come_from_the_names(names: tuple[str, str], steps: list[int]) -> None:
+    rows = [calign_row(revision=name) for name in (*names, "random:0", "random:1")]
+    frame = frames.scores(make_table("calign", rows), "calign")
+    assert frame["step"].dropna().tolist() == steps
+    assert frame["revision"].tolist() == [*names, "random"]  # random weights are pooled
+    assert frame["last"].tolist() == [False, True, False]
+
+
+def test_widely_spread_steps_get_a_logarithmic_axis() -> None:
+    for steps, kind in (((1, 1000), "symlog"), ((10, 100), None)):
+        rows = [calign_row(revision=f"step-{n}") for n in steps]
+        text = json.dumps(data_of(render({"calign": make_table("calign", rows)}, {}, {}))["charts"]["calign-steps"])
+        assert ("symlog" in text) == (kind == "symlog")
+
+
+def test_one_row_gives_a_page_without_charts() -> None:
+    page = render({"calign": make_table("calign", [calign_row()])}, {}, {})
+    assert data_of(page)["charts"] == {}
+    assert "There is nothing to draw" in page
+    assert "Nothing was left out" in page
+    assert "<form" not in page
+    assert key_table(page) == ["toy step-000100 de → en 1 12 / 30 = 0.400 0.050 ± 0.020 (0.100) 0.050 0.90 – –"]
+
+
+def test_random_weights_alone_are_shown_as_a_revision() -> None:
+    rows = [calign_row(revision="random:3", layer=layer) for layer in (0, 1)]
+    assert key_table(render({"calign": make_table("calign", rows)}, {}, {}))[0].startswith("toy random:3 de → en 0")
+
+
+def test_a_run_without_calign_and_a_run_without_anything() -> None:
+    page = render({"colap": big_tables()["colap"], "calign": make_table("calign", [])}, GRID, FACTS)
+    assert list(data_of(page)["charts"]) == ["colap-layers", "colap-steps"]
+    assert "This run has no CALIGN scores." in page
+    assert "There is nothing to draw" in render({}, {}, {})
+
+
+def test_a_null_score_is_a_dash_with_its_reason() -> None:
+    gone = dict.fromkeys(("calign", "null_calign", "null_sd", "null_max", "null_p", "coverage"))
+    row = calign_row(concepts=0, aligned=0, reason="no_concepts", **gone)
+    page = render({"calign": make_table("calign", [row])}, {}, {})
+    assert key_table(page) == ["toy step-000100 de → en 1 0 / 0 = – no_concepts – ± – (–) – – – –"]
+    assert "CALIGN: no_concepts (1 row)" in text_of(page)
+    assert "The highest CALIGN" not in page
+
+
+def test_facts_and_grid_are_printed(big: str) -> None:
+    text = text_of(big)
+    for part in (
+        "de 2,000, en 1,999, ru 2,000",
+        "14,321",
+        "LOW_COVERAGE",
+        "0.41",
+        "no dictionary",
+        "use a larger dictionary",
+    ):
+        assert part in text
+    assert "demo · 2026-11-20T10:00:00Z · raypipe 0.1.0" in text
+    assert yaml.safe_load(re.search(r"<pre[^>]*>(.*?)</pre>", big, re.S)[1]) == GRID  # type: ignore[index]
+
+
+def test_concepts_are_listed_best_first_and_limits_are_said() -> None:
+    few = aligned_row(WORDS[:3], source_concept=1, target_concept=1)
+    twin = aligned_row(WORDS, source_concept=2, target_concept=9, fraction=0.8)
+    best = aligned_row(WORDS, source_concept=2, target_concept=4, fraction=0.9)
+    long = aligned_row([(f"w{i}", f"v{i}") for i in range(15)], source_concept=5, target_concept=5, fraction=1.0)
+    other = [aligned_row([("no", "no")], **c) for c in ({"theta": 0.5}, {"layer": 0}, {"model": "x"}, {"seed": 1})]
+    aligned = make_table("aligned", [few, twin, best, long, *other])
+    page = render({"calign": make_table("calign", [calign_row()]), "aligned": aligned}, {}, {})
+    part = text_of(page.split('id="concepts"')[1].split('id="checks"')[0])
+    order = [part.index(x) for x in ("3 of 3 shown", "5 → 5", "w11 → v11", "+ 3 more", "2 → 4", "1 → 1")]
+    assert all(a < b for a, b in pairwise(order))
+    assert "2 → 9" not in part
+    assert "no → no" not in part
+    assert "w12" not in part
+
+
+def test_a_direction_without_aligned_concepts_says_so(big: str) -> None:
+    assert text_of(big).count("No concept is aligned.") == 6  # the six directions of the other model
+    assert "10 of 14 shown" in big
+
+
+def test_large_tables_are_thinned_by_a_rule_that_the_page_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = big_tables()
+    monkeypatch.setattr(frames, "_KEPT_ROWS", 200)
+    page = render(tables, GRID, FACTS)
+    assert len(data_of(page)["sets"]["calign"]["rows"]) == 180  # 360 rows, half of them at theta 0.8
+    assert "The charts hold the rows with CALIGN θ 0.8, out of 360 rows" in page
+    assert 'name="calign_theta"' not in page
+    monkeypatch.setattr(frames, "_KEPT_ROWS", 50)
+    page = render(tables, GRID, FACTS)
+    assert len(data_of(page)["sets"]["calign"]["rows"]) == 50
+    assert "the rows with CALIGN θ 0.8, of these the first 50 in grid order, out of 360 rows" in page
+    assert len(key_table(page)) == 12  # the table is never thinned
+
+
+def test_many_models_open_with_the_first() -> None:
+    rows = [calign_row(model=f"m{i}", layer=layer) for i in range(5) for layer in (0, 1)]
+    page = data_of(render({"calign": make_table("calign", rows)}, {}, {}))
+    assert {"name": "model", "value": "m0"} in page["charts"]["calign-layers"]["params"]
+
+
+def hostile_page() -> str:
+    """Hostile text in every place that takes text."""
+    rows = [calign_row(model=HOSTILE[0], source=HOSTILE[2], target=t, layer=n) for t in HOSTILE[3:] for n in (0, 1)]
+    rows += [row | {"revision": f"{HOSTILE[1]}-{n}", "reason": HOSTILE[2]} for row in rows for n in (1, 2)]
+    words = list(zip(HOSTILE, reversed(HOSTILE), strict=True))
+    at = {c: rows[-1][c] for c in ("model", "revision", "source")} | {"target": HOSTILE[3], "layer": 0}
+    tables = {"calign": make_table("calign", rows), "aligned": make_table("aligned", [aligned_row(words, **at)])}
+    facts = {"run": HOSTILE[0], "version": HOSTILE[1], "created": HOSTILE[2], "counts": {HOSTILE[0]: {HOSTILE[2]: 1}}}
+    warning = dict.fromkeys(("code", "where", "value", "limit", "advice"), HOSTILE[2])
+    skipped = [{"what": HOSTILE[0], "reason": HOSTILE[1]}]
+    return render(tables, {"name": HOSTILE[0]}, facts | {"warnings": [warning], "skipped": skipped})
+
+
+def test_hostile_text_stays_text() -> None:
+    page = hostile_page()
+    assert "<script>alert" not in page
+    assert "<img" not in page.partition("<script>")[0]  # the library after it names the tag
+    assert len(re.findall(r"</script", page, re.I)) == 3  # the data, the library, our own
+    assert "{{ 7 * 7 }}" in page
+    assert "<bdi" in page
+    assert HOSTILE[3] in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium of this machine."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def open_page(browser: Any, folder: Path, text: str) -> tuple[Any, list[str], list[str]]:
+    """The opened page, what its console and dialogs said, and the addresses it asked for."""
+    (folder / "index.html").write_text(text, encoding="utf-8")
+    page, said, asked = browser.new_page(viewport={"width": 1200, "height": 900}), list[str](), list[str]()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.route("**/*", lambda route: (asked.append(route.request.url), route.continue_()))
+    page.goto((folder / "index.html").as_uri())
+    page.wait_for_selector("body[data-drawn]", timeout=60_000)
+    return page, said, asked
+
+
+def wait(page: Any, holds: Callable[[], bool]) -> None:
+    """Until it holds, 20 s at most; Playwright's own waiting evaluates text, which the page's policy forbids."""
+    for _ in range(200):
+        if holds():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("the page did not change as expected")
+
+
+@pytest.mark.browser
+def test_a_browser_draws_every_chart_and_the_controls_work(big: str, browser: Any, tmp_path: Path) -> None:
+    page, said, asked = open_page(browser, tmp_path, big)
+    charts = data_of(big)["charts"]
+    for name in charts:
+        kind = "rect" if name == "calign-pairs" else "line"
+        assert page.locator(f"#{name} svg .mark-{kind}.role-mark path").count() > 5, name
+    points = page.locator("#calign-layers svg.marks .mark-symbol.role-mark path")
+    chart = page.locator("#calign-layers svg.marks")
+    assert points.count() == 2 * 6 * 3 - 1  # models, directions, layers; one score is missing
+    page.select_option("select[name=model]", '"toy"')
+    wait(page, lambda: points.count() == 6 * 3)
+    page.select_option("select[name=language]", '"de"')
+    wait(page, lambda: points.count() == 2 * 3)
+    before = chart.inner_html()
+    page.select_option("select[name=calign_theta]", "0.5")
+    wait(page, lambda: chart.inner_html() != before)
+    page.set_viewport_size({"width": 420, "height": 900})
+    wait(page, lambda: chart.count() == 1 and chart.evaluate("svg => svg.clientWidth") < 420)
+    assert points.count() == 2 * 3  # a chart drawn anew keeps the controls' values
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    assert said == []
+    assert asked == [(tmp_path / "index.html").as_uri()]
+
+
+@pytest.mark.browser
+def test_hostile_text_does_not_run_in_a_browser(browser: Any, tmp_path: Path) -> None:
+    page, said, asked = open_page(browser, tmp_path, hostile_page())
+    page.locator("#calign-layers svg .mark-symbol.role-mark path").first.hover()
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    assert HOSTILE[0] in page.locator("#vg-tooltip-element").inner_text()
+    assert page.locator("#vg-tooltip-element img, #vg-tooltip-element script, main img").count() == 0
+    assert said == []
+    assert len(asked) == 1

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from raypipe.cluster.protocol import Failure, Points, R, Resources, S, T, Worker, raised
+from raypipe.cluster.protocol import Cluster, Failure, Points, R, Resources, S, T, Worker, raised
 from raypipe.cluster.threads import limit_threads
 
 
-class InProcess:
+class InProcess(Cluster):
     """A `Cluster` without Ray; a process that dies here takes the run with it."""
 
     name = "in-process, no Ray"
@@ -60,13 +59,3 @@ class InProcess:
     def close(self) -> None:
         """Give the libraries their threads back."""
         self._restore_threads()
-
-    def __enter__(self) -> InProcess:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()

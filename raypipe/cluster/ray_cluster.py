@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import lru_cache
-from types import TracebackType
 from typing import Any
 
 import grpc
 import numpy as np
 import ray
 
-from raypipe.cluster.protocol import MAX_DEATHS, Failure, Points, R, Resources, S, T, Worker, one_line, raised
+from raypipe.cluster.protocol import MAX_DEATHS, Cluster, Failure, Points, R, Resources, S, T, Worker, one_line, raised
 from raypipe.cluster.ray_points import open_points
 from raypipe.cluster.ray_stream import stream
 from raypipe.cluster.ray_wait import capacity, fetch, options, wait_any, wanted_and_found
@@ -37,7 +36,7 @@ _limit_threads = lru_cache(maxsize=1)(limit_threads)  # once in a process, not o
 SUBMIT = "ray job submit --address http://HOST:8265 --working-dir . -- python jobs/run_grid.py GRID"
 
 
-class RayCluster:
+class RayCluster(Cluster):
     """A `Cluster` on Ray."""
 
     def __init__(self, name: str, resources: Resources, *, owned: bool) -> None:
@@ -93,16 +92,6 @@ class RayCluster:
         for reference in list(references):
             self._running.discard(reference)
             ray.cancel(reference, force=True)
-
-    def __enter__(self) -> RayCluster:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
 
 def open_ray(address: str, resources: Resources) -> RayCluster:

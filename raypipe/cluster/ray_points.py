@@ -16,9 +16,9 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from raypipe.cluster.protocol import MAX_DEATHS, Points, Resources, S, T, one_line
+from raypipe.cluster.protocol import MAX_DEATHS, Points, Resources, S, T
 from raypipe.cluster.ray_stream import stream
-from raypipe.cluster.ray_wait import FETCH_SECONDS, capacity, options, wait_any
+from raypipe.cluster.ray_wait import FETCH_SECONDS, capacity, options, reason, wait_any
 from raypipe.cluster.threads import limit_threads
 from raypipe.errors import ClusterError
 
@@ -28,7 +28,7 @@ PUSH_SECONDS = 600.0
 """How long a reader waits for an owner to take a shard."""
 
 
-class ShardRaised(Exception):  # noqa: N818 - it carries an error of the function, it is none itself
+class ShardRaised(Exception):
     """What a function raised, with the index of the shard it visited: `args` is (index, exception)."""
 
 
@@ -150,7 +150,7 @@ class RayPoints(Generic[S]):
         self._deaths[number] += 1
         if self._deaths[number] > MAX_DEATHS:
             raise ClusterError(
-                f"{what}: worker {number} was lost {self._deaths[number]} times ({one_line(error)}); give each worker "
+                f"{what}: worker {number} was lost {self._deaths[number]} times ({reason(error)}); give each worker "
                 "more memory or use smaller shards, then start the same command again"
             ) from error
         ray.kill(self._owners[number])

@@ -14,7 +14,8 @@ import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from raypipe.cluster.protocol import MAX_DEATHS, Failure, Worker, one_line, raised
+from raypipe.cluster.protocol import MAX_DEATHS, Failure, Worker, raised
+from raypipe.cluster.ray_wait import reason
 from raypipe.cluster.threads import limit_threads
 from raypipe.errors import ClusterError
 
@@ -111,7 +112,7 @@ def stream(
                 yield row["index"], Failure(**answer["failure"]) if "failure" in answer else answer["result"]
     except (ExecutionTimeoutError, RayError) as error:
         raise ClusterError(
-            f"the stream of {len(items)} items stopped with {len(open_items)} open ({one_line(error)}); "
+            f"the stream of {len(items)} items stopped with {len(open_items)} open ({reason(error)}); "
             "look at the Ray logs and start the same command again"
         ) from error
     finally:

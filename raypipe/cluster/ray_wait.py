@@ -55,6 +55,12 @@ def wanted_and_found(resources: Resources) -> str:
     )
 
 
+def reason(error: Exception) -> str:
+    """One line about an error of Ray; of a constructor that failed it is the last line that says why."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines and "creation task" in lines[0] else one_line(error)
+
+
 def wait_any(pending: Sequence[Any], resources: Resources, limit: float | None, what: str) -> Any:
     """Wait until one of the pending calls has ended, well or not.
 
@@ -91,5 +97,5 @@ def fetch(reference: Any) -> Any:
     except RayTaskError as error:
         return raised(error.cause if isinstance(error.cause, Exception) else error)
     except RayError as error:
-        message = f"its process was lost ({one_line(error)})"
+        message = f"its process was lost ({reason(error)})"
         return Failure(message, message, "machine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,14 +42,17 @@ def read_vocab(path: PathText) -> Vocab:
     keys = _load(path)
     if keys.ndim != 1 or keys.dtype.kind != "U":
         raise InputError(f"{path}: {keys.ndim} dimensions of {keys.dtype}; expected 1 of fixed-width text")
+    # NumPy checks no code points: beyond Unicode they crash the conversion to str, and surrogates cannot be written.
+    codes = np.frombuffer(keys.tobytes(), f"{keys.dtype.byteorder}u4").reshape(len(keys), keys.dtype.itemsize // 4)
+    wrong = ((codes > sys.maxunicode) | ((codes >= 0xD800) & (codes <= 0xDFFF))).any(axis=1)
+    if wrong.any():
+        raise InputError(f"{path}:row {np.argmax(wrong)}: not Unicode; expected text")
     words, rows = [], []
-    for row in range(len(keys)):
+    for row, key in enumerate(keys.tolist()):
         try:
-            word, numbers = split_key(str(keys[row]), ("word", "occurrence", "sentence", "token"))
+            word, numbers = split_key(key, ("word", "occurrence", "sentence", "token"))
         except BadLine as bad:
             raise InputError(f"{path}:row {row}: {bad}") from None
-        except ValueError:
-            raise InputError(f"{path}:row {row}: not Unicode; expected text") from None
         words.append(word)
         rows.append(numbers)
     return Vocab(words, *np.array(rows, np.int32).reshape(-1, 3).T)

@@ -183,12 +183,12 @@ class Overlap:
         A draw is seeded by (seed, draw) alone, shared by all settings, and does not depend on the order of the points.
 
         Returns:
-            float64 [draws, settings]; NaN without concepts.
+            float64 [draws, settings].
 
         Raises:
             GridError: No draw, a negative seed, or a rule that does not fit the number of languages.
         """
-        scores = np.full((draws, len(thresholds)), np.nan)
+        scores = np.empty((draws, len(thresholds)))
         order = np.lexsort((self._points.word, self._points.concept))
         labels = np.sort(self._language)
         for draw, generator in enumerate(generators(draws, seed)):
@@ -196,8 +196,7 @@ class Overlap:
             language[order] = generator.permutation(labels)
             counts = self._count(language)
             for i, setting in enumerate(thresholds):
-                overlapping = self._overlapping(counts, setting)
-                scores[draw, i] = overlapping.mean() if overlapping.size else np.nan
+                scores[draw, i] = self._overlapping(counts, setting).mean()
         return scores
 
 

@@ -40,7 +40,7 @@ class Points(NamedTuple):
 def distinct(keys: IntArray) -> IntArray:
     """The distinct integers, ascending; several times faster on long arrays than the hashing of `numpy.unique`."""
     keys = np.sort(keys)
-    return keys[np.diff(keys, prepend=keys[:1] - 1) != 0]
+    return np.asarray(keys[np.diff(keys, prepend=keys[:1] - 1) != 0])
 
 
 def numbered(values: Iterable[str]) -> tuple[list[str], IntArray]:

@@ -7,7 +7,7 @@ product and bounds carried from pass to pass only save work. Shapes: n points, k
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from raypipe.science import kmeans_kernels as kernels
 from raypipe.science.kmeans_kernels import F32, F64, I32, I64
 from raypipe.science.kmeans_points import (
     Centroids,
+    Found,
     Frame,
     LocalPoints,
     Points,
@@ -26,6 +27,7 @@ from raypipe.science.kmeans_points import (
     keyed,
     measure,
     nearest,
+    nothing_found,
 )
 from raypipe.science.seeding import Seeding, generator, plus_plus, random_points, too_few
 
@@ -122,7 +124,7 @@ class KMeans:
             ClusteringError: NaN or infinite points.
         """
         points = LocalPoints(_split(X))
-        return np.concatenate(points.map(_labels, keyed(self.centroids), measure(points), self.threads))
+        return np.concatenate(points.map(_labels, keyed(self.centroids), measure(points, self.threads)))
 
 
 def fit(
@@ -149,25 +151,22 @@ def fit(
         raise ClusteringError(
             f"k={k}, n_init={n_init}, max_iter={max_iter}, threads={threads}: each must be at least 1"
         )
-    frame = measure(points)
+    frame = measure(points, threads)
     if frame.starts[-1] == 0:
         raise too_few(k, 0)
-    best: Fit | None = None
+    results = []
     for start in range(n_init if isinstance(init, str) else 1):
-        first, seeding = _first_centroids(points, frame, k, init, seed, start, threads)
-        result = _lloyd(points, frame, keyed(first), seeding, max_iter, tol * frame.variance, threads)
-        if best is None or result.inertia < best.inertia:
-            best = result
-    assert best is not None  # noqa: S101 - n_init is at least 1
+        first, seeding = _first_centroids(points, frame, k, init, seed=seed, start=start)
+        results.append(_lloyd(points, frame, keyed(first), seeding, max_iter=max_iter, rest=tol * frame.variance))
+    best = min(results, key=lambda result: result.inertia)
     at = keyed(best.centroids)
-    best.labels.extend(points.map(_labels, at, frame, threads))
     rows = np.unique(generator(seed, n_init).integers(frame.starts[-1], size=CHECKED_ROWS))
-    for wrong in points.map(_check, at, frame, rows, threads):
+    for wrong in points.map(_check, at, frame, rows):
         for row, label, right in wrong:
             raise ClusteringError(
                 f"internal check failed: point {row} has label {label}, brute force finds {right}; please report this"
             )
-    return best
+    return replace(best, labels=points.map(_labels, at, frame))
 
 
 def _split(X: ArrayLike) -> list[NDArray[np.generic]]:
@@ -177,9 +176,7 @@ def _split(X: ArrayLike) -> list[NDArray[np.generic]]:
     return [X[start : start + ROWS_PER_SHARD] for start in range(0, max(len(X), 1), ROWS_PER_SHARD)]
 
 
-def _first_centroids(
-    points: Points, frame: Frame, k: int, init: Init, seed: int, start: int, threads: int
-) -> tuple[F32, Seeding]:
+def _first_centroids(points: Points, frame: Frame, k: int, init: Init, *, seed: int, start: int) -> tuple[F32, Seeding]:
     if not isinstance(init, str):
         C_kd = np.array(init, dtype=np.float32)
         if C_kd.shape != (k, len(frame.mean_d)) or not np.isfinite(C_kd).all():
@@ -190,7 +187,7 @@ def _first_centroids(
     if init == "random":
         return random_points(points, frame, k, seed, start)
     if init == "k-means++":
-        return plus_plus(points, frame, k, seed, start, threads)
+        return plus_plus(points, frame, k, seed, start)
     raise ClusteringError(f"init {init!r} is unknown; choose k-means++, random or an array")
 
 
@@ -203,33 +200,22 @@ class _Pass(NamedTuple):
     sums_kd: F64
 
 
-def _lloyd(
-    points: Points, frame: Frame, at: Centroids, seeding: Seeding, max_iter: int, rest: float, threads: int
-) -> Fit:
+def _lloyd(points: Points, frame: Frame, at: Centroids, seeding: Seeding, *, max_iter: int, rest: float) -> Fit:
     """Passes from the centroids `at` until no label moves, the squared moves are at most `rest`, or max_iter."""
     before: Centroids | None = None
-    history: list[tuple[float, int]] = []
-
-    def assign() -> _Pass:
-        found = _sum_in_order(points.map(_assign, before, at, frame, threads))
-        history.append((found.inertia, found.moved))
-        return found
-
-    n_iter = 0
-    while True:
-        found = assign()
-        n_iter += 1
+    found = _sum_in_order(points.map(_assign, before, at, frame))
+    history = [(found.inertia, found.moved)]
+    n_iter, going = 1, True
+    while going or not found.counts_k.all():
         full = bool(found.counts_k.all())
         if full and found.moved == 0:
             break
-        before, at = at, _update(points, at, found, frame, threads)
-        if n_iter == max_iter or (full and _squared_moves(before, at).sum() <= rest):
-            found = assign()
-            break
-    while not found.counts_k.all():
-        still = found._replace(sums_kd=at.C_kd * found.counts_k[:, None].astype(np.float64))
-        before, at = at, _update(points, at, still, frame, threads)
-        found = assign()
+        means = _means(found, at) if going else at.C_kd.copy()  # once at rest, only empty concepts get new centroids
+        before, at = at, _refill(points, frame, at, means, np.flatnonzero(found.counts_k == 0))
+        going = going and n_iter < max_iter and not (full and _squared_moves(before, at).sum() <= rest)
+        n_iter += going
+        found = _sum_in_order(points.map(_assign, before, at, frame))
+        history.append((found.inertia, found.moved))
     return Fit(at.C_kd, [], found.inertia, n_iter, history, seeding)
 
 
@@ -251,84 +237,89 @@ def _squared_moves(before: Centroids, after: Centroids) -> F64:
     return squares_k
 
 
-def _update(points: Points, at: Centroids, found: _Pass, frame: Frame, threads: int) -> Centroids:
-    """The means of the concepts; empty ones take the farthest points instead.
+def _means(found: _Pass, at: Centroids) -> F32:
+    """The mean of each concept, [k, d] float32; an empty one stays where it is.
 
-    A mean rounded to float32 is nearer to the true mean than any other float32 vector, so inertia cannot rise.
+    The float32 number nearest to a mean costs no more than any other, so inertia cannot rise.
     """
-    C_kd = (found.sums_kd / np.maximum(found.counts_k, 1)[:, None]).astype(np.float32)
-    empty = np.flatnonzero(found.counts_k == 0)
+    with np.errstate(invalid="ignore"):
+        means = (found.sums_kd / found.counts_k[:, None]).astype(np.float32)
+    return np.where(found.counts_k[:, None] > 0, means, at.C_kd)
+
+
+def _refill(points: Points, frame: Frame, at: Centroids, C_kd: F32, empty: I64) -> Centroids:
+    """Give empty concepts the points farthest from their centroids `at`, equal points once.
+
+    Where the distinct points do not go round, the rest stays empty until the next pass.
+    """
     if len(empty):
-        C_kd[empty] = at.C_kd[empty]
-        parts = points.map(_farthest, at, frame, len(empty), threads)
+        parts = points.map(_farthest, at, frame, len(empty))
         D_m = np.concatenate([part for part, _ in parts])
         X_md = np.concatenate([part for _, part in parts])
-        order = np.argsort(-D_m, kind="stable")
-        distinct = {X_md[i].tobytes(): i for i in order[::-1]}  # of equal points the first one stays
-        chosen = sorted(distinct.values(), key=list(order).index)[: len(empty)]
-        if not chosen:
+        distinct = dict.fromkeys(x_d.tobytes() for x_d in X_md[np.argsort(-D_m, kind="stable")])
+        if not distinct:
             raise too_few(len(C_kd), len(C_kd) - len(empty))
-        C_kd[empty[: len(chosen)]] = X_md[chosen]
+        for concept, x_d in zip(empty, distinct, strict=False):
+            C_kd[concept] = np.frombuffer(x_d, np.float32)
     return keyed(C_kd)
 
 
-def _assign(shard: Shard, before: Centroids | None, at: Centroids, frame: Frame, threads: int) -> _Pass:
+def _assign(shard: Shard, before: Centroids | None, at: Centroids, frame: Frame) -> _Pass:
     """One pass over one shard: label its points by the centroids `at`, sum them by concept."""
-    old_n = None if before is None else _assignment(shard, None, before, frame, threads)[0]
-    labels_n, dist_n = _assignment(shard, before, at, frame, threads)
+    old = None if before is None else _assignment(shard, None, before, frame)
+    new = _assignment(shard, before, at, frame)
     k, d = at.C_kd.shape
     sums_kd = np.zeros((k, d))
-    in_parts(lambda first, last: kernels.add_rows(shard.X_nd, labels_n, sums_kd, first, last), d, threads)
-    moved = len(labels_n) if old_n is None else int(np.count_nonzero(labels_n != old_n))
-    return _Pass(float(kernels.total_in_order(dist_n)), moved, np.bincount(labels_n, minlength=k), sums_kd)
+    in_parts(lambda *columns: kernels.add_rows(shard.X_nd, new.labels_n, sums_kd, *columns), d, frame.threads)
+    moved = len(new.labels_n) if old is None else int(np.count_nonzero(new.labels_n != old.labels_n))
+    inertia = float(kernels.total_in_order(new.dist_n))
+    return _Pass(inertia, moved, np.bincount(new.labels_n, minlength=k), sums_kd)
 
 
-def _assignment(shard: Shard, before: Centroids | None, at: Centroids, frame: Frame, threads: int) -> tuple[I32, F64]:
-    """Labels and scores of a shard's points.
+def _assignment(shard: Shard, before: Centroids | None, at: Centroids, frame: Frame) -> Found:
+    """The nearest centroid of each point of a shard.
 
     The state keeps those of the last two sets of centroids, under the digests of these: a call that is repeated finds
     the set `before` it, one on a shard that was loaded again finds nothing and starts afresh.
     """
-    held: dict[str, tuple[I32, F64, F64]] = shard.state.setdefault("labels", {})
+    held: dict[str, Found] = shard.state.setdefault("labels", {})
     if at.key not in held:
         n = len(shard.X_nd)
         if before is None or before.key not in held:
-            labels_n, dist_n, lower_n = np.full(n, -1, np.int32), np.full(n, np.inf), np.empty(n)
-            rows = np.arange(n)
+            found, rows = nothing_found(n), np.arange(n)
         else:
-            labels_n, dist_n, lower_n = (values.copy() for values in held[before.key])
+            known = held[before.key]
+            found = Found(known.labels_n.copy(), known.dist_n.copy(), known.lower_n.copy())
             moves_k = np.sqrt(_squared_moves(before, at)) * (1 + 1e-9)
-            parts = in_parts(
-                lambda first, last: kernels.keep_proven(
-                    shard.X_nd, at.C_kd, moves_k, dist_n, labels_n, lower_n, first, last
-                ),
-                n,
-                threads,
+            rows = np.concatenate(
+                in_parts(
+                    lambda *part: kernels.keep_proven(shard.X_nd, at.C_kd, moves_k, *found, *part), n, frame.threads
+                )
             )
-            rows = np.concatenate(parts)
-        nearest(shard, rows, at.C_kd, frame, threads, dist_n, labels_n, lower_n)
+        nearest(shard, rows, at.C_kd, frame, found)
         for key in list(held)[:-1]:
             del held[key]
-        held[at.key] = (labels_n, dist_n, lower_n)
-    return held[at.key][:2]
+        held[at.key] = found
+    return held[at.key]
 
 
-def _labels(shard: Shard, at: Centroids, frame: Frame, threads: int) -> I32:
-    return _assignment(shard, None, at, frame, threads)[0]
+def _labels(shard: Shard, at: Centroids, frame: Frame) -> I32:
+    labels_n: I32 = _assignment(shard, None, at, frame).labels_n.copy()  # the state keeps its own
+    return labels_n
 
 
-def _farthest(shard: Shard, at: Centroids, frame: Frame, count: int, threads: int) -> tuple[F64, F32]:
+def _farthest(shard: Shard, at: Centroids, frame: Frame, count: int) -> tuple[F64, F32]:
     """Up to `count` points with the largest scores above 0, lowest row on ties: scores [m] and points [m, d]."""
-    _, dist_n = _assignment(shard, None, at, frame, threads)
+    dist_n = _assignment(shard, None, at, frame).dist_n
     rows = np.argsort(-dist_n, kind="stable")[:count]
     rows = rows[dist_n[rows] > 0]
     return dist_n[rows], shard.X_nd[rows]
 
 
-def _check(shard: Shard, at: Centroids, frame: Frame, rows: I64, threads: int) -> list[tuple[int, int, int]]:
+def _check(shard: Shard, at: Centroids, frame: Frame, rows: I64) -> list[tuple[int, int, int]]:
     """Those of the global rows that lie here and whose label brute force does not confirm: (row, label, right)."""
     first, last = frame.starts[shard.index], frame.starts[shard.index + 1]
-    labels_n = _labels(shard, at, frame, threads)
+    labels_n = _assignment(shard, None, at, frame).labels_n
     wrong = []
     for row in rows[(rows >= first) & (rows < last)]:
         label, right = int(labels_n[row - first]), int(kernels.brute_force(shard.X_nd[row - first], at.C_kd))

@@ -87,7 +87,9 @@ def distances(X_nd: F32, C_kd: F32, labels_n: I32, out_n: F64) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})  # type: ignore[untyped-decorator]
-def centre_rows(X_nd: F32, rows_b: I64, mean_d: F64, scale: float, Y_bd: F32, norms_b: F64) -> None:
+def centre_rows(  # noqa: PLR0917 - numba takes plain arrays
+    X_nd: F32, rows_b: I64, mean_d: F64, scale: float, Y_bd: F32, norms_b: F64
+) -> None:
     """Write (x - mean) * scale as float32 and its Euclidean norm; feeds only the product and its margin.
 
     `scale` is a power of two, so each entry has one float64 and one float32 rounding.
@@ -133,13 +135,13 @@ def top_two(scores_k: F32, half_k: F32, top_l: F32, second_l: F32) -> Any:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def scan_block(
+def scan_block(  # noqa: PLR0917 - numba takes plain arrays
     P_bk: F32, half_k: F32, rows_b: I64, norms_b: F64, reach: float, scale: float,
-    X_nd: F32, C_kd: F32, dist_n: F64, labels_n: I32, lower_n: F64,
+    X_nd: F32, C_kd: F32, labels_n: I32, dist_n: F64, lower_n: F64,
 ) -> None:  # fmt: skip
     """Improve the nearest centroid of each row by the centroids C_kd, exactly.
 
-    dist_n, labels_n hold the canonical score and index of the best known centroid (inf, -1: none) and are updated;
+    labels_n, dist_n hold the index and canonical score of the best known centroid (-1, inf: none) and are updated;
     lower_n receives a lower bound on the true distance to every centroid but the winner's.
 
     In scaled and centred units (point y, centroid z, reach = max |z|) the product approximates t = y.z - |z|^2/2, and
@@ -159,8 +161,8 @@ def scan_block(
         scale: factor from original to scaled units, a power of two.
         X_nd: points, [n, d] float32.
         C_kd: centroids, [k, d] float32.
-        dist_n: [n] float64, in and out.
         labels_n: [n] int32, in and out.
+        dist_n: [n] float64, in and out.
         lower_n: [n] float64, out, original units.
     """
     k, d = C_kd.shape
@@ -196,8 +198,8 @@ def scan_block(
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def keep_proven(
-    X_nd: F32, C_kd: F32, shift_k: F64, dist_n: F64, labels_n: I32, lower_n: F64, first: int, last: int
+def keep_proven(  # noqa: PLR0917 - numba takes plain arrays
+    X_nd: F32, C_kd: F32, shift_k: F64, labels_n: I32, dist_n: F64, lower_n: F64, first: int, last: int
 ) -> Any:
     """Rescore rows first..last-1 to their labels' moved centroids; return the rows whose label may change, [m] int64.
 

@@ -77,7 +77,7 @@ class Centroids(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What one look at all points gives: where they are and how far they reach."""
+    """What a visit to one shard must know of the whole."""
 
     starts: I64
     """Global row number of each shard's first point and, last, the number of points; [shards + 1]."""
@@ -87,6 +87,24 @@ class Frame(NamedTuple):
     """Largest absolute coordinate."""
     variance: float
     """Mean over dimensions of the variance."""
+    threads: int
+    """Threads that a visit may use; no result depends on it."""
+
+
+class Found(NamedTuple):
+    """The nearest known centroid of each point of a shard; updated in place."""
+
+    labels_n: I32
+    """Its index, -1 if none; [n] int32."""
+    dist_n: F64
+    """Canonical score to it, inf if none; [n] float64."""
+    lower_n: F64
+    """Lower bound on the true distance to every other centroid; [n] float64."""
+
+
+def nothing_found(n: int) -> Found:
+    """The state of n points before any search."""
+    return Found(np.full(n, -1, np.int32), np.full(n, np.inf), np.zeros(n))
 
 
 def keyed(C_kd: ArrayLike) -> Centroids:
@@ -95,7 +113,7 @@ def keyed(C_kd: ArrayLike) -> Centroids:
     return Centroids(C_kd, blake2b(C_kd.tobytes(), digest_size=16).hexdigest())
 
 
-def measure(points: Points) -> Frame:
+def measure(points: Points, threads: int) -> Frame:
     """Count, mean and spread of all points, float64, in the order of rows and shards.
 
     Raises:
@@ -118,7 +136,7 @@ def measure(points: Points) -> Frame:
     for squares in points.map(_shard_spread, mean_d):
         variance += squares
     largest = max(largest for _, _, largest in parts)
-    return Frame(starts, mean_d, largest, variance / (n * max(widths[0], 1)))
+    return Frame(starts, mean_d, largest, variance / (n * max(widths[0], 1)), threads)
 
 
 def _shard_sums(shard: Shard) -> tuple[int, F64, float]:
@@ -131,9 +149,7 @@ def _shard_spread(shard: Shard, mean_d: F64) -> float:
     return float(kernels.spread(shard.X_nd, np.array(mean_d)))
 
 
-def nearest(
-    shard: Shard, rows: I64, C_kd: F32, frame: Frame, threads: int, dist_n: F64, labels_n: I32, lower_n: F64
-) -> None:
+def nearest(shard: Shard, rows: I64, C_kd: F32, frame: Frame, found: Found) -> None:
     """Improve the nearest known centroid of some rows by the centroids C_kd; see `kernels.scan_block`.
 
     Exact: the result is the least canonical score, lowest index on ties, whatever the blocks, threads and BLAS.
@@ -142,11 +158,8 @@ def nearest(
         shard: The points.
         rows: Rows to look at, [m] int64.
         C_kd: Centroids, [k, d] float32.
-        frame: Origin and scale of the float32 product.
-        threads: Threads to use.
-        dist_n: Score of the best known centroid, inf if none; [n] float64, updated.
-        labels_n: Its index, -1 if none; [n] int32, updated.
-        lower_n: Lower bound on the true distance to every other centroid; [n] float64, written.
+        frame: Origin and scale of the float32 product; threads.
+        found: What is known and, afterwards, what was found.
     """
     k, d = C_kd.shape
     bound = max(frame.largest, float(np.abs(C_kd).max(initial=0.0))) + float(np.abs(frame.mean_d).max(initial=0.0))
@@ -164,12 +177,10 @@ def nearest(
             b = len(block)
             kernels.centre_rows(shard.X_nd, block, frame.mean_d, scale, Y_bd, norms_b)
             np.matmul(Y_bd[:b], Z_kd.T, out=P_bk[:b])
-            kernels.scan_block(
-                P_bk[:b], half_k, block, norms_b, reach, scale, shard.X_nd, C_kd, dist_n, labels_n, lower_n
-            )
+            kernels.scan_block(P_bk[:b], half_k, block, norms_b, reach, scale, shard.X_nd, C_kd, *found)
 
     with _blas().limit(limits=1):
-        in_parts(search, len(rows), threads)
+        in_parts(search, len(rows), frame.threads)
 
 
 def in_parts(work: Callable[[int, int], T], total: int, threads: int) -> list[T]:

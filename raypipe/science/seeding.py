@@ -10,14 +10,14 @@ D^2 then: rejection sampling, the same distribution exactly. Distances are updat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from raypipe.errors import ClusteringError
 from raypipe.science import kmeans_kernels as kernels
 from raypipe.science.kmeans_kernels import F32, F64, I64
-from raypipe.science.kmeans_points import Centroids, Frame, Points, Shard, keyed, nearest
+from raypipe.science.kmeans_points import Centroids, Frame, Points, Shard, keyed, nearest, nothing_found
 
 SEED_SAMPLE = 50_000  # k-means++ looks at this many points, drawn uniformly from larger data
 MAX_BATCH = 64  # candidates of one visit; more would be turned down more often
@@ -48,7 +48,7 @@ def random_points(points: Points, frame: Frame, k: int, seed: int, start: int) -
     return take(points, frame, rows), Seeding("random", start, rows, None)
 
 
-def plus_plus(points: Points, frame: Frame, k: int, seed: int, start: int, threads: int) -> tuple[F32, Seeding]:
+def plus_plus(points: Points, frame: Frame, k: int, seed: int, start: int) -> tuple[F32, Seeding]:
     """k-means++ over all points, or over a uniform sample of SEED_SAMPLE (all again if its points run out).
 
     Returns:
@@ -59,23 +59,23 @@ def plus_plus(points: Points, frame: Frame, k: int, seed: int, start: int, threa
     """
     random = generator(seed, start)
     n = int(frame.starts[-1])
-    sample = np.sort(random.choice(n, size=SEED_SAMPLE, replace=False)) if n > SEED_SAMPLE else None
-    pool = sample
-    first = int(random.random() * n) if pool is None else int(pool[int(random.random() * len(pool))])
-    rows, C_kd = [first], take(points, frame, np.array([first]))
+    sample = pool = np.sort(random.choice(n, size=SEED_SAMPLE, replace=False)) if n > SEED_SAMPLE else None
+    first = int(random.random() * min(n, SEED_SAMPLE))
+    rows = [first if sample is None else int(sample[first])]
+    C_kd = take(points, frame, np.array(rows))
     old: Centroids | None = None
     while len(rows) < k:
         new = keyed(C_kd)
-        totals = points.map(_update, old, new, pool, frame, threads)
-        if sum(totals) == 0.0 and pool is not None:
+        ends = np.cumsum(points.map(_update, old, new, pool, frame))
+        if ends[-1] > 0.0:
+            numbers = random.random((min(len(rows), MAX_BATCH, k - len(rows)), 2))  # one draws, one keeps or turns down
+            drawn = _draw(points, _aim(numbers[:, 0], ends), new, pool, frame)
+            C_kd = _keep(C_kd, rows, numbers[:, 1], drawn)
+            old = new
+        elif pool is not None:
             old = pool = None
-            continue
-        if sum(totals) == 0.0:
+        else:
             raise too_few(k, len(rows))
-        count = min(len(rows), MAX_BATCH, k - len(rows))
-        targets = random.random((count, 2))  # one number draws, one keeps or turns down
-        C_kd = _keep(C_kd, rows, targets[:, 1], _draw(points, targets[:, 0], totals, new, pool, frame, threads))
-        old = new
     return C_kd, Seeding("k-means++", start, np.array(rows, dtype=np.int64), sample)
 
 
@@ -98,14 +98,26 @@ def _take(shard: Shard, starts: I64, rows: I64) -> tuple[I64, F32]:
     return positions, shard.X_nd[rows[positions] - first]
 
 
-Drawn = tuple[I64, F64, F32]  # global rows [m], their D^2 [m], their points [m, d]
+class _Targets(NamedTuple):
+    """Where drawn candidates lie: shard numbers [m] and cumulative sums of D^2 inside those shards [m]."""
+
+    shards: I64
+    inside: F64
 
 
-def _keep(C_kd: F32, rows: list[int], chances: F64, drawn: Drawn) -> F32:
+class _Drawn(NamedTuple):
+    """Candidates: global rows [m], their D^2 [m] and points [m, d]."""
+
+    rows: I64
+    D_m: F64
+    X_md: F32
+
+
+def _keep(C_kd: F32, rows: list[int], chances: F64, drawn: _Drawn) -> F32:
     """Add the candidates that survive to rows and centroids, in drawn order."""
-    wide = np.concatenate([C_kd, np.empty((len(chances), C_kd.shape[1]), np.float32)])
+    wide = np.concatenate([C_kd, np.empty_like(drawn.X_md)])
     before = count = len(C_kd)
-    for chance, row, then, x_d in zip(chances, *drawn, strict=True):
+    for chance, row, then, x_d in zip(chances, drawn.rows, drawn.D_m, drawn.X_md, strict=True):
         now = kernels.least_distance(x_d, wide[before:count], then)
         if chance * then < now:
             wide[count] = x_d
@@ -114,39 +126,39 @@ def _keep(C_kd: F32, rows: list[int], chances: F64, drawn: Drawn) -> F32:
     return wide[:count]
 
 
-def _draw(
-    points: Points, draws: F64, totals: list[float], at: Centroids, pool: I64 | None, frame: Frame, threads: int
-) -> Drawn:
-    """Draw points by D^2 to the centroids `at`: first the shard, then the row inside it."""
-    ends = np.cumsum(totals)
-    targets = draws * ends[-1]
+def _aim(numbers: F64, ends: F64) -> _Targets:
+    """Turn numbers in [0, 1) into places, given the cumulative sums of D^2 over the shards."""
+    targets = numbers * ends[-1]
     shards = np.minimum(np.searchsorted(ends, targets, side="right"), np.searchsorted(ends, ends[-1]))
-    inside = targets - np.where(shards > 0, ends[shards - 1], 0.0)
-    rows, then = np.empty(len(draws), np.int64), np.empty(len(draws))
-    X_md = np.empty((len(draws), len(frame.mean_d)), np.float32)
-    for positions, *found in points.map(_locate, shards, inside, at, pool, frame, threads):
-        rows[positions], then[positions], X_md[positions] = found
-    return rows, then, X_md
+    return _Targets(shards, targets - np.where(shards > 0, ends[shards - 1], 0.0))
 
 
-def _locate(
-    shard: Shard, shards: I64, inside: F64, at: Centroids, pool: I64 | None, frame: Frame, threads: int
-) -> tuple[I64, I64, F64, F32]:
-    """The rows of this shard at which the cumulative sums of D^2 pass the targets, with their D^2 and points."""
-    positions = np.flatnonzero(shards == shard.index)
+def _draw(points: Points, targets: _Targets, at: Centroids, pool: I64 | None, frame: Frame) -> _Drawn:
+    """The points at the targets, in the order of the targets."""
+    m = len(targets.shards)
+    drawn = _Drawn(np.empty(m, np.int64), np.empty(m), np.empty((m, len(frame.mean_d)), np.float32))
+    for positions, part in points.map(_locate, targets, at, pool, frame):
+        drawn.rows[positions] = part.rows
+        drawn.D_m[positions] = part.D_m
+        drawn.X_md[positions] = part.X_md
+    return drawn
+
+
+def _locate(shard: Shard, targets: _Targets, at: Centroids, pool: I64 | None, frame: Frame) -> tuple[I64, _Drawn]:
+    """Those of the targets that lie in this shard, and the points where the cumulative sums of D^2 pass them."""
+    positions = np.flatnonzero(targets.shards == shard.index)
     local = _local_rows(shard, pool, frame)
-    D_m = _distances(shard, None, at, local, pool, frame, threads)
+    D_m = _distances(shard, None, at, pool, frame)
     sums = np.cumsum(D_m)
     last = np.searchsorted(sums, sums[-1]) if len(sums) else 0  # a target lost to rounding takes the last with D^2 > 0
-    chosen = np.minimum(np.searchsorted(sums, inside[positions], side="right"), last)
+    chosen = np.minimum(np.searchsorted(sums, targets.inside[positions], side="right"), last)
     rows = local[chosen]
-    return positions, rows + frame.starts[shard.index], D_m[chosen], shard.X_nd[rows]
+    return positions, _Drawn(rows + frame.starts[shard.index], D_m[chosen], shard.X_nd[rows])
 
 
-def _update(shard: Shard, old: Centroids | None, new: Centroids, pool: I64 | None, frame: Frame, threads: int) -> float:
+def _update(shard: Shard, old: Centroids | None, new: Centroids, pool: I64 | None, frame: Frame) -> float:
     """The sum of D^2 over this shard, in row order."""
-    D_m = _distances(shard, old, new, _local_rows(shard, pool, frame), pool, frame, threads)
-    return float(kernels.total_in_order(D_m))
+    return float(kernels.total_in_order(_distances(shard, old, new, pool, frame)))
 
 
 def _local_rows(shard: Shard, pool: I64 | None, frame: Frame) -> I64:
@@ -154,25 +166,23 @@ def _local_rows(shard: Shard, pool: I64 | None, frame: Frame) -> I64:
     first, last = frame.starts[shard.index], frame.starts[shard.index + 1]
     if pool is None:
         return np.arange(last - first)
-    return pool[np.searchsorted(pool, first) : np.searchsorted(pool, last)] - first
+    rows: I64 = pool[np.searchsorted(pool, first) : np.searchsorted(pool, last)] - first
+    return rows
 
 
-def _distances(
-    shard: Shard, old: Centroids | None, new: Centroids, rows: I64, pool: I64 | None, frame: Frame, threads: int
-) -> F64:
-    """D^2 of the rows to `new`, whose first centroids are `old`: from the state if it holds one of them."""
-    n = len(shard.X_nd)
+def _distances(shard: Shard, old: Centroids | None, new: Centroids, pool: I64 | None, frame: Frame) -> F64:
+    """D^2 of the pool's rows to `new`, whose first centroids are `old`: from the state if it holds one of them."""
     looked_at = 0 if pool is None else hash(pool.tobytes())
-    key, dist_n = shard.state.get("seeding", (None, None))
+    rows = _local_rows(shard, pool, frame)
+    key, found = shard.state.get("seeding", (None, None))
     done = 0
-    if key == (new.key, looked_at):
-        done = len(new.C_kd)
-    elif old is not None and key == (old.key, looked_at):
-        done = len(old.C_kd)
+    for known in (new, old):
+        if known is not None and key == (known.key, looked_at):
+            done = max(done, len(known.C_kd))
     if done == 0:
-        dist_n = np.full(n, np.inf)
+        found = nothing_found(len(shard.X_nd))
     if done < len(new.C_kd):
-        labels_n = np.full(n, -1, np.int32)
-        nearest(shard, rows, new.C_kd[done:], frame, threads, dist_n, labels_n, np.empty(n))
-        shard.state["seeding"] = (new.key, looked_at), dist_n
-    return dist_n[rows]  # type: ignore[no-any-return]
+        nearest(shard, rows, new.C_kd[done:], frame, found)
+        shard.state["seeding"] = (new.key, looked_at), found
+    D_m: F64 = found.dist_n[rows]
+    return D_m

@@ -44,8 +44,16 @@ def cells(plan: Plan) -> list[Cell]:
 def run(context: Context, todo: list[Cell]) -> None:
     """Reads each language that is not there yet."""
     context.watcher.start(NAME, len(todo), "languages", 0)
-    grid = context.plan.grid.to_dict()
-    items = [{"run": str(context.run.path), "grid": grid, "language": cell["lang"]} for cell in todo]
+    grid = context.plan.grid
+    items = [
+        {
+            "run": str(context.run.path),
+            "grid": grid.to_dict(),
+            "language": cell["lang"],
+            "file": str(corpus_file(grid, cell["lang"])),
+        }
+        for cell in todo
+    ]
     context.map_cells(work, todo, items)
 
 
@@ -53,7 +61,7 @@ def work(item: Item) -> Receipt:
     """Reads one language and writes its sentences and chosen occurrences."""
     started = time.perf_counter()
     grid, language = Grid(**item["grid"]), item["language"]
-    lines = read_lines(grid, language)
+    lines = read_lines(grid, language, Path(item["file"]))
     sentences = [line.split() for line in lines]
     words = grid.words
     dropped = length_filter(sentences, min_words=words.min_words, max_words=words.max_words)
@@ -101,8 +109,8 @@ def work(item: Item) -> Receipt:
     }
 
 
-def read_lines(grid: Grid, language: str) -> list[str]:
-    """The lines of one language.
+def read_lines(grid: Grid, language: str, file: Path) -> list[str]:
+    """The lines of one language, from its file (unused for a data set of the `datasets` library).
 
     Raises:
         InputError: Not UTF-8 (names FILE:LINE), a column is missing, or nothing is there.
@@ -110,7 +118,7 @@ def read_lines(grid: Grid, language: str) -> list[str]:
     readers = {"text": read_text, "tsv": read_tsv, "parquet": _read_parquet}
     if grid.corpus.format == "datasets":
         return _read_datasets(grid, language)
-    return readers[grid.corpus.format](corpus_file(grid, language), language)
+    return readers[grid.corpus.format](file, language)
 
 
 def read_text(path: Path, language: str) -> list[str]:

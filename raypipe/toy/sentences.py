@@ -173,9 +173,7 @@ def text(tokens: tuple[Token, ...]) -> str:
 
 def links(sentence: Sentence, source: str, target: str) -> list[tuple[int, int]]:
     """Give the gold word alignment as (source index, target index) pairs from 0, ascending."""
-    return [
-        (i, j) for i, a in enumerate(sentence[source]) for j, b in enumerate(sentence[target]) if a.keys & b.keys
-    ]
+    return [(i, j) for i, a in enumerate(sentence[source]) for j, b in enumerate(sentence[target]) if a.keys & b.keys]
 
 
 def dictionary(sentences: tuple[Sentence, ...], source: str, target: str) -> Iterator[tuple[str, str]]:

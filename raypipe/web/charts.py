@@ -14,7 +14,7 @@ from raypipe.web.frames import Setting
 # Okabe and Ito's colour-blind-safe palette, without black and yellow (unreadable on one of the two backgrounds).
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 CONFIG: dict[str, Any] = {
-    "background": None,
+    "background": "transparent",
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
     "axis": {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "domain": False, "tickSize": 3},
@@ -28,6 +28,7 @@ _LABELS = {
 _DASHES = [[1, 0], [2, 3], [7, 4]]
 _REVISION = "(revision == 'last' ? datum.last : datum.revision == revision)"
 _LAYER = "(layer == 'best' ? datum.best : datum.layer == layer)"
+_PANEL = 245  # least width of a panel, pixels; the page widens it
 _WIDE = 50  # ratio of steps from which their axis is logarithmic (linear near 0)
 
 
@@ -105,7 +106,6 @@ def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str) -> 
         over: "layer", at the chosen revision, or "step", over the trained revisions at the chosen layer.
     """
     pairs = list(frame["pair"].unique())
-    width = {1: 560, 2: 360}.get(len(pairs), 245)
     scale = alt.Scale(nice=False, zero=over == "step")
     title = "layer"
     if over == "step":
@@ -114,11 +114,10 @@ def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str) -> 
         if steps and steps[-1] / steps[0] > _WIDE:
             scale = alt.Scale(nice=False, type="symlog", constant=float(steps[0]))
     ticks = sorted(int(v) for v in frame[over].dropna().unique())
-    ticks = ticks[:: math.ceil(len(ticks) / (width // 30))]
+    ticks = ticks[:: math.ceil(len(ticks) / (_PANEL // 30))]
     axis = alt.Axis(values=ticks, labelExpr="format(datum.value, '~s')", grid=False, labelFlush=False)
     x = alt.X(f"{over}:Q", title=title, scale=scale, axis=axis)
-    panel = _layers(metric, frame, x, _REVISION if over == "layer" else "true")
-    panel = panel.properties(width=width, height=round(width * 0.55))
+    panel = _layers(metric, frame, x, _REVISION if over == "layer" else "true").properties(width=_PANEL)
     chart = panel.facet(alt.Facet("pair:N", sort=pairs), columns=len(pairs), data=alt.NamedData(metric))
     rows = [] if over == "layer" else [_LAYER]
     return _finish(chart.transform_filter(_filter(axes, _language(metric), *rows)))
@@ -132,15 +131,13 @@ def heat_map(frame: pd.DataFrame, axes: list[Setting]) -> dict[str, Any]:
     base = alt.Chart().encode(x=x, y=alt.Y("source:N", sort=languages, title="source"))
     scale = alt.Scale(scheme="viridis", domainMin=0, reverse=True)
     color = alt.Color("value:Q", scale=scale, legend=alt.Legend(title="CALIGN", orient="right", format=".2f"))
-    label = base.transform_calculate(
-        label="isValid(datum.value) ? format(datum.value, '.2f') : '–'",
-        ink="!isValid(datum.value) ? '#888' : datum.value > datum.top / 2 ? 'white' : '#222'",
-    )
+    label = base.transform_calculate(label="isValid(datum.value) ? format(datum.value, '.2f') : '–'")
+    ink = alt.when("!isValid(datum.value)").then(alt.value("#888"))
+    ink = ink.when("datum.value > datum.top / 2").then(alt.value("white")).otherwise(alt.value("#222"))
+    size = 12 if len(languages) <= 12 else 9
     chart = alt.layer(
         base.mark_rect(cornerRadius=3).encode(color=color, tooltip=_tooltip("calign", frame)),
-        label.mark_text(fontSize=12 if len(languages) <= 12 else 9).encode(
-            text="label:N", color=alt.Color("ink:N", scale=None)
-        ),
+        label.mark_text(fontSize=size).encode(text="label:N", color=ink),
     ).properties(width=side, height=side)
     panels = chart.facet(alt.Facet("model:N", sort=models), columns=len(models), data=alt.NamedData("calign"))
     shown = panels.transform_filter(_filter(axes, "!datum.random", _REVISION, _LAYER))

@@ -55,14 +55,14 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
     environment = jinja2.Environment(loader=jinja2.PackageLoader("raypipe.web", ""), autoescape=True)
     environment.filters["score"] = _score
     script = (resources.files("raypipe.web") / "page.js").read_text(encoding="utf-8")
-    scripts = [vl_convert.javascript_bundle(None), script]
+    scripts = [vl_convert.javascript_bundle(), script]  # type: ignore[call-arg]
     return environment.get_template("page.html.j2").render(
         facts=facts,
         grid_yaml=yaml.safe_dump(dict(grid), sort_keys=False, allow_unicode=True),
         summary=_summary(scored, axes, grid),
         opening=", ".join(f"{s['label']} {s['opening']}" for s in selects[4:]),
         key=key,
-        clear=sum(row["clear"] for row in key),
+        above=sum(row["above"] for row in key),
         top=max((r for r in key if not pd.isna(r["value"])), key=lambda r: r["value"], default=None),
         concepts=_concepts(tables.get("aligned"), key, axes),
         limits={"concepts": _CONCEPTS, "words": _WORDS, "lists": _LISTS},
@@ -104,7 +104,7 @@ def _selects(scored: Mapping[str, pd.DataFrame], axes: Mapping[str, list[Setting
             models[model] = None
             names.update(dict.fromkeys(revisions))
         layers.update(dict.fromkeys(sorted(frame["layer"].tolist())))
-        sources.update(dict.fromkeys(frame["source"] if "source" in frame else ()))
+        sources.update(dict.fromkeys(frame.get("source", ())))
     fixed = [
         ("model", "Model", models, "all", "all"),
         ("revision", "Revision (layers, languages)", names, "last of each model", "last"),
@@ -152,7 +152,9 @@ def _key_rows(scored: Mapping[str, pd.DataFrame], axes: Mapping[str, list[Settin
     if "calign" not in shown:
         return []
     at = ["model", "revision", "layer", "pair"]
-    index = {m: f.drop_duplicates(at).set_index(at)[["value", "ref"]].to_dict("index") for m, f in shown.items()}
+    index: dict[str, Any] = {
+        m: f.drop_duplicates(at).set_index(at)[["value", "ref"]].to_dict("index") for m, f in shown.items()
+    }
 
     def look(metric: str, *where: Any) -> dict[str, Any]:
         return dict(index.get(metric, {}).get(where, {}))
@@ -167,7 +169,7 @@ def _key_rows(scored: Mapping[str, pd.DataFrame], axes: Mapping[str, list[Settin
             more = {"colap": colap.get("value"), "ceiling": colap.get("ref")}
             more["random_calign"] = look("calign", model, "random", row["layer"], pair).get("value")
             more["random_colap"] = look("colap", model, "random", row["layer"], scope).get("value")
-            rows.append({**row, **more, "clear": bool(row["value"] > row["ref_hi"])})
+            rows.append({**row, **more, "above": bool(row["value"] > row["ref_hi"])})
     return rows
 
 

@@ -1,0 +1,35 @@
+# make demo | make test set everything up on a fresh machine (Python 3.11 or later, a few minutes).
+PYTHON ?= python3
+BIN := .venv/bin
+comma := ,
+EXTRAS := dev$(if $(shell command -v cc),$(comma)align)
+
+.PHONY: demo test lint docs clean
+.DELETE_ON_ERROR:
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: .venv/installed  ## the main job on the embedded toy world, into runs/demo
+	$(BIN)/raypipe demo --run runs/demo
+
+test: lint  ## lint, types, every test, and the coverage of what must be covered whole
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report --include='raypipe/science/*,raypipe/grid*.py,raypipe/rundir.py,raypipe/schema.py' --show-missing --fail-under=100
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: .venv/installed-dev  ## writes the generated pages
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,447 @@
+"""The command line: every RaypipeError becomes one line and exit code 1."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import signal
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+import yaml
+
+from raypipe.errors import GridError, RaypipeError
+
+app = typer.Typer(
+    name="raypipe",
+    help="How well do multilingual transformers share concepts across languages? CALIGN and COLAP, distributed on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+GridFile = Annotated[Path | None, typer.Argument(metavar="[GRID]", help="Grid file (YAML); flags override it.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+FLAGS: dict[str, Any] = {
+    "model": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME_OR_PATH[@REVISION]",
+            help="A model of the grid file by name, or a path. Repeatable.",
+        ),
+    ],
+    "layers": Annotated[str | None, typer.Option(help="all, 0,6,12 or every:3.")],
+    "languages": Annotated[str | None, typer.Option(help="Codes, such as en,de.")],
+    "pairs": Annotated[str | None, typer.Option(help="all, or en-de,en-fr.")],
+    "corpus": Annotated[
+        str | None, typer.Option(help="Corpus path with {lang}; .tsv and .parquet are known by their ending.")
+    ],
+    "lexicon": Annotated[
+        str | None,
+        typer.Option(help="Dictionary path with {source} and {target}; its format is told from the content."),
+    ],
+    "k": Annotated[str | None, typer.Option("--k", help="Concepts per scope, such as 100,300.")],
+    "seeds": Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")],
+    "theta_align": Annotated[str | None, typer.Option(help="CALIGN thresholds, such as 0.5,0.8.")],
+    "theta_overlap": Annotated[str | None, typer.Option(help="COLAP thresholds, such as 0.3.")],
+    "workers": Annotated[int | None, typer.Option(help="Workers side by side.")],
+    "set": Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other dotted field. Repeatable.")
+    ],
+}
+LISTS = {
+    "languages": "languages",
+    "pairs": "pairs",
+    "k": "concepts.k",
+    "seeds": "concepts.seeds",
+    "theta_align": "calign.theta",
+    "theta_overlap": "colap.theta",
+}
+
+
+def grid_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the grid argument and its flags; the command gets the grid as its first argument."""
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    @wraps(command)
+    def wrapped(grid: Path | None = None, **options: Any) -> None:
+        flags = {name: options.pop(name) for name in FLAGS}
+        command(_grid(grid, flags), **options)
+
+    first = inspect.Parameter("grid", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=GridFile)
+    added = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for n, kind in FLAGS.items()
+    ]
+    hints = inspect.get_annotations(command, eval_str=True)
+    keyword = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name]) for parameter in own
+    ]
+    wrapped.__signature__ = inspect.Signature([first, *added, *keyword])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {"grid": GridFile, **FLAGS, **{p.name: hints[p.name] for p in own}}
+    return wrapped
+
+
+def _grid(path: Path | None, flags: dict[str, Any]) -> Any:
+    from raypipe.gridfile import load_grid
+
+    overrides: list[tuple[str, Any]] = []
+    if flags["model"]:
+        overrides.append(("models", flags["model"]))
+    if flags["layers"] is not None:
+        overrides.append(("layers", _layers(flags["layers"])))
+    for flag, field in LISTS.items():
+        text = flags[flag]
+        if text is not None:
+            overrides.append((field, text if text == "all" else [_value(part.strip()) for part in text.split(",")]))
+    if flags["corpus"] is not None:
+        kind = {".tsv": "tsv", ".parquet": "parquet"}.get(Path(flags["corpus"]).suffix, "text")
+        overrides += [("corpus.format", kind), ("corpus.path", flags["corpus"])]
+    if flags["workers"] is not None:
+        overrides.append(("resources.workers", flags["workers"]))
+    for setting in flags["set"] or []:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise GridError(f"--set {setting}: expected FIELD=VALUE, such as --set words.max_freq=30")
+        overrides.append((field.strip(), _value(value)))
+    if flags["lexicon"] is not None:
+        overrides += [
+            ("lexicon", {}),
+            ("lexicon.format", _lexicon_format(flags["lexicon"])),
+            ("lexicon.path", flags["lexicon"]),
+        ]
+    return load_grid(path, overrides)
+
+
+def _value(text: str) -> Any:
+    """A flag's value as YAML reads it; language codes such as `no` stay texts."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return text if isinstance(value, bool) or (value is None and text not in ("null", "~")) else value
+
+
+def _layers(text: str) -> Any:
+    if text == "all":
+        return text
+    if text.startswith("every:"):
+        return {"every": _value(text.removeprefix("every:"))}
+    return [_value(part) for part in text.split(",")]
+
+
+def _lexicon_format(path: str) -> str:
+    """The format of the first dictionary file that the path names."""
+    from raypipe import toy
+    from raypipe.interop.dictionaries import detect_format
+
+    pattern = Path(toy.resolve(path))
+    files = sorted(pattern.parent.glob(pattern.name.replace("{source}", "*").replace("{target}", "*")))
+    if not files:
+        raise GridError(f"--lexicon {path}: no such file; expected a path with {{source}} and {{target}}")
+    return detect_format(files[0])
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=200)
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option("--run", help="Run directory.")] = Path("runs/demo"),
+    address: Annotated[str, typer.Option(help="auto, local, inprocess or HOST:PORT.")] = "local",
+) -> None:
+    """Runs the main job on the embedded toy world (trained once, then cached).
+
+    Example: `raypipe demo` and open `runs/demo/report/index.html`
+    """
+    from raypipe import toy
+    from raypipe.gridfile import load_grid
+
+    toy.world(progress=typer.echo)
+    _run(load_grid(Path(toy.__file__).parent / "demo.yaml"), run, address, None, None)
+
+
+@app.command()
+@grid_flags
+def grid(spec: Any) -> None:
+    """Prints the grid that a file and flags make, as YAML.
+
+    Example: `raypipe grid --model bert --languages en,de --corpus 'text/{lang}.txt' --lexicon 'dict/{source}-{target}.txt' > grid.yaml`
+    """
+    typer.echo(spec.to_yaml(), nl=False)
+
+
+@app.command()
+@grid_flags
+def plan(spec: Any, as_json: Json = False) -> None:
+    """Counts what a grid will read, compute and write, before anything runs.
+
+    Example: `raypipe plan grids/demo.yaml`
+    """
+    from raypipe.planning import estimate
+    from raypipe.show import rows_table, sized
+
+    found = estimate(spec)
+    if as_json:
+        _print_json(found)
+        return
+    console = _console()
+    console.print(rows_table([{"stage": s, "cells": n} for s, n in found["cells"].items()], ["stage", "cells"]))
+    rows = [{"language": language, **counts} for language, counts in found["languages"].items()]
+    console.print(rows_table(rows, ["language", "sentences", "words", "points"]))
+    for model, counts in found["models"].items():
+        flops, size = sized(counts["forward_flops"], "FLOP"), sized(counts["state_bytes"], "B")
+        console.print(
+            f"{model}: {counts['checkpoints']} checkpoints x {counts['pieces']} tokens: {flops} forward, {size} of states"
+        )
+    passes, most = sized(found["kmeans_flops_per_pass"], "FLOP"), sized(found["kmeans_flops_most"], "FLOP")
+    console.print(
+        f"K-means: {passes} per pass over all clusterings, at most {most}; {found['in_group']} clusterings in a worker group"
+    )
+    console.print(f"memory per worker: {sized(found['memory_per_worker'], 'B')} at the peak")
+
+
+@app.command()
+@grid_flags
+def run(
+    spec: Any,
+    run: Annotated[Path | None, typer.Option("--run", help="Run directory; runs/NAME by default.")] = None,
+    address: Annotated[str, typer.Option(help="auto, local, inprocess or HOST:PORT.")] = "auto",
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
+    rerun: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Forget this stage and those after it first.")
+    ] = None,
+) -> None:
+    """Runs a grid, or what is left of it, and prints the result.
+
+    Examples: `raypipe run grids/demo.yaml` or `raypipe run grids/paper.yaml --workers 8 --address auto --run runs/paper`
+    """
+    _run(spec, run, address, only, rerun)
+
+
+def _run(spec: Any, run_dir: Path | None, address: str, only: str | None, rerun: str | None) -> None:
+    from raypipe import pipeline
+    from raypipe.errors import CellsFailed
+    from raypipe.progress import watcher
+    from raypipe.results import open_run
+    from raypipe.show import summary
+
+    signal.signal(signal.SIGTERM, _stop)
+    place = run_dir or Path("runs") / spec.name
+    watching = watcher(_console(stderr=True))
+    failed: CellsFailed | None = None
+    try:
+        pipeline.run(spec, place, address, only=only, rerun=rerun, watcher=watching)
+    except CellsFailed as error:
+        failed = error
+    except KeyboardInterrupt:
+        watching.close()
+        _end(f"stopped; what is finished is kept in {place}, the same command goes on from there", 130)
+    finally:
+        watching.close()
+    finished = open_run(place)
+    if finished.report.is_file():
+        console = _console()
+        console.print(summary(finished))
+        console.print(f"report: {finished.report}", soft_wrap=True)
+    if failed:
+        raise failed
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@app.command()
+def status(run: RunPath, as_json: Json = False) -> None:
+    """Shows how far a run is, also while it works.
+
+    Example: `raypipe status runs/demo --json`
+    """
+    from raypipe.results import open_run
+    from raypipe.show import rows_table
+    from raypipe.show import status as state
+
+    found = state(open_run(run))
+    if as_json:
+        _print_json(found)
+        return
+    console = _console()
+    rows = [{"stage": stage, **counts} for stage, counts in found["stages"].items()]
+    console.print(rows_table(rows, ["stage", "planned", "done", "failed"], f"{found['name']} in {run}"))
+    for failure in found["failures"]:
+        console.print(
+            f"failed: {failure['cell']}: {failure['message']} (trace: {run / failure['file']})",
+            markup=False,
+            soft_wrap=True,
+        )
+    console.print(f"report: {found['report'] or 'not written yet'}", soft_wrap=True)
+
+
+@app.command()
+def show(
+    run: RunPath,
+    what: Annotated[str, typer.Argument(help="calign, colap or concepts.")],
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Only this revision.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Only this layer.")] = None,
+    pair: Annotated[str | None, typer.Option(help="Only this pair, such as en-de.")] = None,
+    concept: Annotated[int | None, typer.Option(help="concepts: only this source concept.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prints scores, or the aligned concepts with their words.
+
+    Examples: `raypipe show runs/demo calign --layer 3` or `raypipe show runs/demo concepts --pair en-es --layer 3`
+    """
+    from raypipe import show as tables
+    from raypipe.results import open_run
+
+    found = open_run(run)
+    if what in ("calign", "colap"):
+        rows = tables.scores(found, what, model, revision, layer, pair)
+        columns = tables.CALIGN if what == "calign" else tables.COLAP
+    elif what == "concepts":
+        rows, columns = tables.aligned(found, model, revision, layer, pair, concept), tables.ALIGNED
+    else:
+        raise GridError(f"show {what}: expected calign, colap or concepts")
+    if as_json:
+        _print_json([{name: value for name, value in row.items() if name != "words"} for row in rows])
+    elif rows:
+        _console().print(tables.rows_table(rows, columns))
+    else:
+        raise GridError(f"show {what}: no row fits; `raypipe show {run} {what}` lists all")
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Writes the tables and the HTML report again from what is finished.
+
+    Example: `raypipe report runs/demo`
+    """
+    from raypipe import pipeline
+    from raypipe.results import open_run
+
+    found = open_run(run)
+    pipeline.run(found.grid, found.path, "inprocess", only="report")
+    typer.echo(f"report: {found.report}")
+
+
+def _official(official: bool, thresholds: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The thresholds: the official semantics have no defaults."""
+    missing = [name for name, value in thresholds.items() if value is None]
+    if official and missing:
+        raise GridError(
+            f"--official: give --{', --'.join(name.replace('_', '-') for name in missing)}; these semantics have no defaults"
+        )
+    return {name: defaults[name] if value is None else value for name, value in thresholds.items()} | {
+        "official": official
+    }
+
+
+@app.command()
+def calign(
+    source: Annotated[Path, typer.Argument(metavar="SRC.txt", help="Cluster file of the source language.")],
+    target: Annotated[Path, typer.Argument(metavar="TGT.txt", help="Cluster file of the target language.")],
+    dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="Dictionary, arrow or MUSE pairs.")],
+    theta: Annotated[str | None, typer.Option(help="Least share of types with a translation. Default: 0.8")] = None,
+    translations: Annotated[int | None, typer.Option(help="Translations kept per word. Default: 10")] = None,
+    min_types: Annotated[int | None, typer.Option(help="Least types of a source concept. Default: 5")] = None,
+    size_ratio: Annotated[str | None, typer.Option(help="Least ratio of type counts; 0 = off. Default: 0.6")] = None,
+    official: Annotated[
+        bool, typer.Option("--official", help="Semantics of the published scripts; needs every threshold.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """CALIGN straight from two five-field cluster files (`word|||occ|||sent|||tok|||cluster`) and a dictionary.
+
+    Example: `raypipe calign en.txt de.txt en-de.dict --theta 0.8 --json`
+    """
+    from raypipe.interop.clusterfiles import read_clusters
+    from raypipe.interop.dictionaries import read_dictionary
+    from raypipe.science import calign as science
+
+    asked = {"theta": theta, "translations": translations, "min_types": min_types, "size_ratio": size_ratio}
+    defaults = {"theta": "0.8", "translations": 10, "min_types": 5, "size_ratio": "0.6"}
+    settings = _official(official, asked, defaults)
+    first, second = (read_clusters(path, official=official) for path in (source, target))
+    words = read_dictionary(dictionary, semantics="official" if official else "default").ranked()
+    score = science.calign((first.words, first.concepts), (second.words, second.concepts), words, **settings)
+    _print_score(score.to_json(), as_json)
+
+
+@app.command()
+def colap(
+    clusters: Annotated[Path, typer.Argument(metavar="CLUSTERS.txt", help="Cluster file of the joint scope.")],
+    boundary: Annotated[int, typer.Option(metavar="LAST", help="Last sentence number of language 1.")],
+    theta: Annotated[
+        str | None, typer.Option(help="Least share of points per language; a percentage with --official. Default: 0.3")
+    ] = None,
+    min_types: Annotated[int | None, typer.Option(help="Least types of a concept. Default: 1")] = None,
+    official: Annotated[
+        bool, typer.Option("--official", help="Semantics of the published scripts; needs --theta, in percent.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """COLAP straight from a five-field cluster file of two languages.
+
+    Example: `raypipe colap en-de.txt --boundary 999 --theta 0.3 --json`
+    """
+    from raypipe.interop.clusterfiles import read_clusters
+    from raypipe.science import colap as science
+
+    settings = _official(official, {"theta": theta}, {"theta": "0.3"})
+    points = read_clusters(clusters, official=official)
+    languages = ["1" if sentence <= boundary else "2" for sentence in points.sentences.tolist()]
+    score = science.colap(
+        points.words,
+        points.concepts,
+        languages,
+        min_types=1 if min_types is None else min_types,
+        scope=["1", "2"],
+        **settings,
+    )
+    _print_score(score.to_json(), as_json)
+
+
+def _print_score(score: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(score, ensure_ascii=False))
+        return
+    for name, value in score.items():
+        shown = len(value) if isinstance(value, list) else "null" if value is None else value
+        typer.echo(f"{name}: {shown}")
+
+
+def _end(message: str, code: int) -> NoReturn:
+    typer.echo(f"raypipe: {message}", err=True)
+    raise SystemExit(code)
+
+
+def main() -> NoReturn:
+    """Entry point of the command `raypipe`."""
+    try:
+        app()
+    except RaypipeError as error:
+        _end(str(error), 1)
+    except KeyboardInterrupt:
+        _end("stopped", 130)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What a grid will take, before anything runs: cells, words, pieces, FLOPs, bytes, memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from raypipe.grid import Grid
+from raypipe.models.words import encode
+from raypipe.pipeline import all_cells
+from raypipe.science.occurrences import choose, length_filter
+from raypipe.stages.concepts import memory_needed, scopes
+from raypipe.stages.corpus import read_lines
+from raypipe.stages.extract import shard_points
+from raypipe.stages.plan import Plan, corpus_file, make_plan
+
+
+def estimate(grid: Grid) -> dict[str, Any]:
+    """Counts exactly what the stages will read, and derives what they will compute and write.
+
+    Returns:
+        `cells` per stage; per language `sentences`, `words`, `points`; per model `pieces` (tokens forwarded, one checkpoint),
+        `checkpoints`, `forward_flops`, `state_bytes`; `kmeans_flops_per_pass` over all clusterings, and `kmeans_flops_most` at max_iter
+        passes; `memory_per_worker`, bytes at the peak; `in_group`, clusterings too large for one worker.
+
+    Raises:
+        RaypipeError: As in a run: something the grid names is missing or wrong.
+    """
+    plan = make_plan(grid)
+    cells = all_cells(plan)
+    languages: dict[str, dict[str, int]] = {}
+    pieces: dict[str, int] = defaultdict(int)
+    for language in grid.languages:
+        sentences = [line.split() for line in read_lines(grid, language, corpus_file(grid, language))]
+        words = grid.words
+        kept = [
+            reason == "" for reason in length_filter(sentences, min_words=words.min_words, max_words=words.max_words)
+        ]
+        chosen = choose(
+            sentences,
+            kept,
+            min_freq=words.min_freq,
+            max_freq=words.max_freq,
+            del_freq=words.del_freq,
+            select=words.select,
+        )
+        languages[language] = {"sentences": len(sentences), "words": sum(map(len, sentences)), "points": len(chosen)}
+        wanted: list[list[int]] = [[] for _ in sentences]
+        for sentence, token in chosen.tolist():
+            wanted[sentence].append(token)
+        for model, tokenizer in _tokenizers(plan).items():
+            pieces[model] += int(encode(tokenizer, sentences, wanted, plan.facts[model].max_pieces).lengths.sum())
+    return {
+        "cells": {name: len(of_stage) for name, of_stage in cells.items()},
+        "languages": languages,
+        "models": {model: _of_model(plan, model, pieces[model], languages) for model in plan.facts},
+    } | _clusterings(plan, languages)
+
+
+def _tokenizers(plan: Plan) -> dict[str, Any]:
+    from raypipe.models.load import load_tokenizer
+
+    return {checkpoint.model: load_tokenizer(checkpoint) for checkpoint in reversed(plan.checkpoints)}
+
+
+def _of_model(plan: Plan, model: str, pieces: int, languages: dict[str, dict[str, int]]) -> dict[str, int]:
+    facts, checkpoints = plan.facts[model], sum(c.model == model for c in plan.checkpoints)
+    points = sum(counts["points"] for counts in languages.values())
+    itemsize = {"float32": 4, "float16": 2}[plan.grid.dtype.store]
+    return {
+        "checkpoints": checkpoints,
+        "pieces": pieces,
+        "forward_flops": 2 * facts.parameters * pieces * checkpoints,
+        "state_bytes": points * len(plan.layers[model]) * facts.width * itemsize * checkpoints,
+    }
+
+
+def _clusterings(plan: Plan, languages: dict[str, dict[str, int]]) -> dict[str, int]:
+    """K-means work and the peak memory of a worker, over all models."""
+    settings, flops, peak, grouped = plan.grid.concepts, 0, 0, 0
+    for checkpoint, _ in plan.cells_of_models():
+        facts, layers = plan.facts[checkpoint.model], len(plan.layers[checkpoint.model])
+        shard = shard_points(plan, checkpoint.model) * layers * facts.width * 4
+        weights = 4 * (facts.parameters + facts.vocab * facts.width)
+        peak = max(peak, weights + 3 * shard)  # states, their Arrow columns, and the file being written
+        for scope in scopes(plan):
+            points = sum(languages[language]["points"] for language in scope)
+            flops += sum(2 * points * k * facts.width for k in settings.k) * len(settings.seeds) * layers
+            needed = memory_needed(points, facts.width)
+            if needed > plan.grid.resources.memory:
+                grouped += layers * len(settings.k) * len(settings.seeds)
+                needed //= plan.grid.resources.workers
+            peak = max(peak, needed)
+    return {
+        "kmeans_flops_per_pass": flops,
+        "kmeans_flops_most": flops * settings.max_iter * settings.n_init,
+        "in_group": grouped,
+        "memory_per_worker": peak,
+    }

@@ -1,0 +1,624 @@
+"""Both places of work, in-process and a real local Ray, are held to the same tests; the faults only Ray can survive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raypipe.cluster import connect
+from raypipe.cluster.protocol import MAX_DEATHS, Failure, Resources
+from raypipe.errors import ClusterError, ClusteringError
+from raypipe.science.kmeans import fit
+from raypipe.science.kmeans_points import LocalPoints
+
+TWO = Resources(workers=2, gpus_per_worker=0, threads=1, memory=0)
+
+
+# --- Addresses. These come first: they need a process that has no Ray yet. ---
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("ray://head:10001", r"ray://head:10001.*the driver must run inside the cluster.*ray job submit"),
+        ("http://head:8265", r"http://head:8265.*ray job submit"),
+        ("nonsense", r"'nonsense': expected auto, local, inprocess or HOST:PORT"),
+        ("host:port", r"'host:port': expected auto"),
+    ],
+)
+def test_addresses_of_another_form_are_refused(address, text):
+    with pytest.raises(ClusterError, match=text):
+        connect(address, TWO)
+
+
+def test_a_port_where_nothing_listens_is_refused_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start = time.monotonic()
+    with pytest.raises(
+        ClusterError, match=rf"no Ray head node can be joined at {address} \(UNAVAILABLE\); check"
+    ) as error:
+        connect(address, TWO)
+    assert time.monotonic() - start < 15
+    assert "\n" not in str(error.value)
+
+
+def test_a_silent_port_is_refused_in_time_and_auto_reads_ray_address(monkeypatch):
+    from raypipe.cluster import ray_cluster
+
+    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 1.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ClusterError, match="DEADLINE_EXCEEDED"):
+            connect("auto", TWO)
+
+
+def run_script(code: str, tmp_path: Path, *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """A Python program in a session of its own; its name for the session is its process id."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(code))
+    root = Path(__file__).resolve().parents[1]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    env["PYTHONPATH"] = str(root)
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        out, err = process.communicate(timeout=timeout)
+    assert not session_members(process.pid)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def session_members(session: int) -> list[str]:
+    """Command lines of the living processes of a session, waiting a little for them to go."""
+    for _ in range(50):
+        left = []
+        for directory in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (directory / "stat").read_text().rsplit(")", 1)[1].split()
+                if int(fields[3]) == session and fields[0] != "Z":
+                    left.append((directory / "cmdline").read_text())
+            except OSError:
+                continue
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
+
+
+def test_inprocess_imports_neither_ray_nor_torch(tmp_path):
+    code = """
+        import sys
+        from raypipe.cluster import connect
+        from raypipe.cluster.protocol import Resources
+        connect("inprocess", Resources(1, 0, 1, 0)).close()
+        print({"ray", "torch"} & set(sys.modules))
+    """
+    assert run_script(code, tmp_path).stdout == "set()\n"
+
+
+def test_local_ray_is_silent_about_lost_workers_and_leaves_nothing_behind(tmp_path):
+    code = f"""
+        import os, threading
+        from raypipe.cluster import connect
+        from raypipe.cluster.protocol import Resources
+        from raypipe.errors import ClusterError
+
+        def work(item):
+            if not os.path.exists({str(tmp_path / "mark")!r}):
+                open({str(tmp_path / "mark")!r}, "w").close()
+                os._exit(1)
+            return item + 1
+
+        class Echo:
+            def __call__(self, item):
+                return item
+
+        def elsewhere():
+            try:
+                connect("auto", Resources(1, 0, 1, 0))
+            except ClusterError as error:
+                print(error)
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        with connect("auto", Resources(1000, 0, 1, 0)) as cluster:
+            print(cluster.resources.workers == 4 * os.cpu_count())
+        with connect("auto", Resources(1, 0, 2, 0)) as cluster:
+            print(cluster.name)
+            print(list(cluster.map(work, [1])), list(cluster.stream(Echo, [{{"a": 1}}])))
+    """
+    done = run_script(code, tmp_path, timeout=90)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "Ray must be started on the main thread (its processes end with the thread); connect there",
+        "True",
+        "a new local Ray (1 workers x 2 threads)",
+        "[(0, 2)] [(0, {'a': 1})]",
+    ]
+
+
+def test_ctrl_c_ends_pending_work_and_all_processes(tmp_path):
+    code = f"""
+        import os, signal, threading, time
+        from raypipe.cluster import connect
+        from raypipe.cluster.protocol import Resources
+
+        def work(item):
+            open({str(tmp_path)!r} + f"/started-{{item}}", "w").close()
+            time.sleep(300)
+
+        def interrupt():
+            while not os.path.exists({str(tmp_path / "started-0")!r}):
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with connect("local", Resources(2, 0, 1, 0)) as cluster:
+            threading.Thread(target=interrupt).start()
+            try:
+                list(cluster.map(work, range(100)))
+            except KeyboardInterrupt:
+                print("interrupted")
+    """
+    assert run_script(code, tmp_path).stdout == "interrupted\n"
+    assert len(list(tmp_path.glob("started-*"))) <= 2
+
+
+# --- One local Ray for the rest. ---
+
+
+@pytest.fixture(scope="module")
+def local():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Ray's workers import this module
+        with connect("local", TWO) as cluster:
+            yield cluster
+
+
+@pytest.fixture(params=["inprocess", pytest.param("local", marks=pytest.mark.ray)])
+def place(request):
+    if request.param == "local":
+        yield request.getfixturevalue("local")
+    else:
+        with connect("inprocess", TWO) as cluster:
+            yield cluster
+
+
+def note(folder: Path, name: object) -> int:
+    """Leave one more file named after `name`; returns how many there were, this one included."""
+    number = len(list(folder.glob(f"{name}.*"))) + 1
+    (folder / f"{name}.{number}-{os.getpid()}").touch()
+    return number
+
+
+def square(item: int) -> int:
+    return item * item
+
+
+def fail_on_odd(folder: Path, item: int) -> int:
+    note(folder, item)
+    if item == 1:
+        raise ValueError("first line\nsecond line")
+    if item == 3:
+        raise ClusteringError("k=600 but only 512 distinct points")
+    if item == 5:
+        sys.exit(3)
+    return item
+
+
+def timed(item: int) -> tuple[float, float]:
+    start = time.time()
+    time.sleep(0.02)
+    return start, time.time()
+
+
+def exit_on(folder: Path, times: int, item: int) -> int:
+    if item == 2 and note(folder, item) <= times:
+        os._exit(1)
+    return item * 10
+
+
+def threads_seen(_: object) -> tuple[set[int], set[str]]:
+    from threadpoolctl import threadpool_info
+
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    _ = np.ones((64, 64)) @ np.ones((64, 64))
+    return {library["num_threads"] for library in threadpool_info()}, {os.environ[name] for name in names}
+
+
+def threads_of_shard(shard, _=None):
+    return threads_seen(shard)
+
+
+class Squares:
+    """A worker of a stream."""
+
+    def __init__(self, folder: Path | None = None, times: int = 0) -> None:
+        self.folder, self.times = folder, times
+        if folder:
+            note(folder, "built")
+
+    def __call__(self, item: dict) -> dict:
+        if item["x"] == 3 and self.folder and note(self.folder, 3) <= self.times:
+            os._exit(1)
+        if item["x"] == "bad":
+            raise KeyError("x")
+        return {"y": item["x"] ** 2, "pair": (1, 2)}
+
+
+class Broken:
+    def __init__(self) -> None:
+        raise OSError("no such model")
+
+
+class Threads:
+    def __call__(self, item: dict) -> dict:
+        seen, names = threads_seen(item)
+        return {"threads": sorted(seen), "names": sorted(names)}
+
+
+def sleep_long(*_: object) -> None:
+    time.sleep(30)
+
+
+class Sleeper:
+    def __call__(self, item: dict) -> dict:
+        time.sleep(30)
+        return item
+
+
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_map_gives_every_result_once(place, count):
+    results = list(place.map(square, range(count)))
+    assert sorted(results) == [(index, index * index) for index in range(count)]
+
+
+def test_map_turns_exceptions_into_failures_and_never_retries_them(place, tmp_path):
+    results = dict(place.map(partial(fail_on_odd, tmp_path), range(6)))
+    assert [results[index] for index in (0, 2, 4)] == [0, 2, 4]
+    assert (results[1].message, results[1].kind) == ("ValueError: first line", "error")
+    assert "second line" in results[1].trace
+    assert "fail_on_odd" in results[1].trace
+    assert results[3].message == "k=600 but only 512 distinct points"
+    assert results[5].message == "SystemExit: 3"
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_map_runs_no_more_workers_than_asked_and_stops_when_left(place, tmp_path):
+    spans = sorted(span for _, span in place.map(timed, range(30)))
+    together = max(sum(start <= other[0] < end for other in spans) for start, end in spans)
+    assert together <= 2
+    results = place.map(partial(fail_on_odd, tmp_path), [0] * 200)
+    assert next(results)[1] == 0
+    results.close()
+    time.sleep(0.5)
+    assert len(list(tmp_path.iterdir())) < 10
+
+
+def test_workers_have_the_threads_that_were_asked(place):
+    with place.points(partial(np.ones, dtype=np.float32), [(2, 2)]) as points:
+        in_points = points.map(threads_of_shard)
+    in_stream = dict(place.stream(Threads, [{}]))[0]
+    assert in_points == [result for _, result in place.map(threads_seen, [0])] == [({1}, {"1"})]
+    assert in_stream == {"threads": [1], "names": ["1"]}
+
+
+def test_inprocess_gives_the_threads_back(monkeypatch):
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    with connect("inprocess", Resources(1, 0, 3, 0)):
+        assert (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == (3, "3", "3")
+    assert (torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]) == (before, "7")
+    assert "MKL_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.ray
+def test_map_repeats_what_lost_its_process(local, tmp_path):
+    results = dict(local.map(partial(exit_on, tmp_path, 1), range(4)))
+    assert results == {0: 0, 1: 10, 2: 20, 3: 30}
+    assert len(list(tmp_path.glob("2.*"))) == 2
+
+
+@pytest.mark.ray
+def test_map_gives_up_what_always_loses_its_process(local, tmp_path):
+    results = dict(local.map(partial(exit_on, tmp_path, 99), range(4)))
+    failure = results.pop(2)
+    assert results == {0: 0, 1: 10, 3: 30}
+    assert failure.kind == "machine"
+    assert failure.message.startswith("its process was lost (WorkerCrashedError")
+    assert failure.message.endswith("for the 4th time")
+    assert len(list(tmp_path.glob("2.*"))) == MAX_DEATHS + 1
+
+
+def test_stream_gives_every_result_once_through_json(place, tmp_path):
+    items = [{"x": number} for number in range(12)]
+    results = list(place.stream(partial(Squares, tmp_path), items))
+    assert sorted(index for index, _ in results) == list(range(12))
+    assert dict(results) == {index: {"y": index**2, "pair": [1, 2]} for index in range(12)}
+    assert len(list(tmp_path.glob("built.*"))) <= 2
+    assert list(place.stream(Squares, [])) == []
+
+
+def test_stream_turns_exceptions_into_failures(place):
+    results = dict(place.stream(Squares, [{"x": 1}, {"x": "bad"}, {"x": 3}]))
+    assert results[0]["y"] == 1
+    assert results[2]["y"] == 9
+    assert (results[1].message, results[1].kind) == ("KeyError: 'x'", "error")
+    results = dict(place.stream(Broken, [{}, {}]))
+    assert [results[index].message for index in (0, 1)] == ["OSError: no such model"] * 2
+    assert "in __init__" in results[1].trace
+
+
+@pytest.mark.ray
+def test_stream_repeats_what_lost_its_process(local, tmp_path):
+    results = list(local.stream(partial(Squares, tmp_path, 1), [{"x": number} for number in range(8)]))
+    assert sorted((index, result["y"]) for index, result in results) == [(index, index**2) for index in range(8)]
+    assert len(list(tmp_path.glob("3.*"))) == 2
+
+
+@pytest.mark.ray
+def test_stream_gives_up_what_always_loses_its_process(local, tmp_path):
+    results = dict(local.stream(partial(Squares, tmp_path, 99), [{"x": number} for number in range(5)]))
+    failure = results.pop(3)
+    assert {index: result["y"] for index, result in results.items()} == {0: 0, 1: 1, 2: 4, 4: 16}
+    assert (failure.message, failure.kind) == ("its process was lost 4 times", "machine")
+    assert len(list(tmp_path.glob("3.*"))) == MAX_DEATHS + 1
+
+
+@pytest.mark.ray
+def test_a_lost_ledger_costs_nothing_but_its_bound(local, monkeypatch):
+    import ray
+
+    from raypipe.cluster import ray_stream
+
+    monkeypatch.setattr(ray_stream, "limit_threads", lambda threads: None)
+    ledger = ray.remote(num_cpus=0)(ray_stream.Ledger).remote()
+    ray.kill(ledger)
+    worker = ray_stream.PoolWorker(Squares, 1, ledger)
+    assert worker._answer(0, {"x": 5}) == {"result": {"y": 25, "pair": (1, 2)}}
+
+
+@pytest.mark.ray
+def test_a_stream_that_stalls_is_given_up(local, monkeypatch):
+    from raypipe.cluster import ray_stream
+
+    monkeypatch.setattr(ray_stream, "STALL_SECONDS", 2)
+    with pytest.raises(ClusterError, match=r"the stream of 1 items stopped with 1 open \(ExecutionTimeoutError"):
+        list(local.stream(Sleeper, [{}]))
+
+
+class Hidden:
+    """Pickled by a name that no other process can import."""
+
+    def __reduce__(self):
+        return __import__, ("module_of_this_process_alone",)
+
+
+@pytest.mark.ray
+def test_a_worker_that_cannot_be_imported_there_is_named(local):
+    with pytest.raises(
+        ClusterError, match=r"with 2 open \(.*No module named 'module_of_this_process_alone'\); look at"
+    ):
+        list(local.stream(partial(Squares, Hidden()), [{}, {}]))
+
+
+# --- Points ---
+
+
+def draw(folder: Path | None, seed: int) -> np.ndarray:
+    if folder:
+        note(folder, f"read{seed}")
+    return np.random.default_rng(seed).normal(size=(50 + seed, 4)).astype(np.float32)
+
+
+def draw_or_exit(folder: Path, seed: int) -> np.ndarray:
+    if seed == 3 and note(folder, "exit") <= 1:
+        os._exit(1)
+    return draw(folder, seed)
+
+
+def draw_or_raise(seed: int) -> np.ndarray:
+    if seed:
+        raise ClusteringError(f"shard {seed} is empty")
+    return draw(None, seed)
+
+
+def project(shard, C_kd):
+    assert shard.X_nd.dtype == np.float32
+    assert shard.X_nd.flags.c_contiguous
+    return shard.index, shard.X_nd @ C_kd.T
+
+
+def visits(shard):
+    shard.state["visits"] = shard.state.get("visits", 0) + 1
+    return shard.state["visits"], os.getpid()
+
+
+def raise_on(shard, indices):
+    if shard.index in indices:
+        raise ClusteringError(f"no points in shard {shard.index}")
+
+
+def project_or_exit(shard, C_kd, folder, times):
+    if shard.index == 2 and note(folder, "call") <= times:
+        os._exit(1)
+    return project(shard, C_kd)
+
+
+C_KD = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def assert_same(found, expected):
+    assert [index for index, _ in found] == [index for index, _ in expected]
+    for (_, one), (_, other) in zip(found, expected, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+def expected_projections(count):
+    return LocalPoints([draw(None, seed) for seed in range(count)]).map(project, C_KD)
+
+
+def test_points_are_read_once_and_visited_in_shard_order(place, tmp_path):
+    with place.points(partial(draw, tmp_path), range(5)) as points:
+        assert_same(points.map(project, C_KD), expected_projections(5))
+        assert [number for number, _ in points.map(visits)] == [1] * 5
+        assert [number for number, _ in points.map(visits)] == [2] * 5
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_points_without_shards(place):
+    with place.points(partial(draw, None), []) as points:
+        assert points.map(visits) == []
+
+
+def test_points_raise_what_the_function_raised_for_the_lowest_shard(place):
+    with place.points(partial(draw, None), range(5)) as points:
+        with pytest.raises(ClusteringError, match=r"^no points in shard 1$"):
+            points.map(raise_on, (4, 1, 2))
+        assert len(points.map(visits)) == 5
+
+
+def test_points_raise_what_the_reader_raised(place):
+    with pytest.raises(ClusteringError, match=r"^shard 1 is empty$"), place.points(draw_or_raise, range(4)):
+        pass
+
+
+def test_kmeans_has_the_same_bits_everywhere(place):
+    reference = fit(LocalPoints([draw(None, seed) for seed in range(4)]), 7, init="k-means++", n_init=2, seed=1)
+    with place.points(partial(draw, None), range(4)) as points:
+        found = fit(points, 7, init="k-means++", n_init=2, seed=1)
+    assert found.centroids.tobytes() == reference.centroids.tobytes()
+    assert [part.tobytes() for part in found.labels] == [part.tobytes() for part in reference.labels]
+    assert found.inertia == reference.inertia
+
+
+@pytest.mark.ray
+def test_points_survive_a_worker_killed_between_calls(local, tmp_path):
+    with local.points(partial(draw, tmp_path), range(5)) as points:
+        pids = [pid for _, pid in points.map(visits)]
+        assert len(set(pids)) == 2
+        os.kill(pids[0], signal.SIGKILL)
+        assert_same(points.map(project, C_KD), expected_projections(5))
+        # The lost worker's shards came back with an empty state, the others kept theirs.
+        assert [number for number, _ in points.map(visits)] == [1, 2, 1, 2, 1]
+    assert len(list(tmp_path.glob("read1.*"))) == 1
+    assert len(list(tmp_path.glob("read2.*"))) == 2
+
+
+@pytest.mark.ray
+def test_points_survive_a_worker_killed_during_a_call(local, tmp_path):
+    with local.points(partial(draw, None), range(5)) as points:
+        assert_same(points.map(project_or_exit, C_KD, tmp_path, 1), expected_projections(5))
+    assert len(list(tmp_path.glob("call.*"))) == 2
+
+
+@pytest.mark.ray
+def test_points_survive_a_reader_killed_during_the_fill(local, tmp_path):
+    with local.points(partial(draw_or_exit, tmp_path), range(5)) as points:
+        assert_same(points.map(project, C_KD), expected_projections(5))
+    assert len(list(tmp_path.glob("exit.*"))) == 2
+
+
+@pytest.mark.ray
+def test_points_give_up_a_call_that_always_loses_its_worker(local, tmp_path):
+    text = r"project_or_exit on 3 shards: worker 0 was lost 4 times \(Actor.*\); give each worker more memory"
+    with local.points(partial(draw, None), range(3)) as points, pytest.raises(ClusterError, match=text):
+        points.map(project_or_exit, C_KD, tmp_path, 99)
+    assert len(list(tmp_path.glob("call.*"))) == MAX_DEATHS + 1
+
+
+@pytest.mark.ray
+def test_points_give_up_a_call_that_never_returns(local, monkeypatch):
+    from raypipe.cluster import ray_points
+
+    with local.points(partial(draw, None), range(2)) as points:
+        monkeypatch.setattr(ray_points, "CALL_SECONDS", 1.0)
+        with pytest.raises(
+            ClusterError, match="sleep_long on 2 shards: nothing came back for 1 s; expected an answer of"
+        ):
+            points.map(sleep_long)
+
+
+@pytest.mark.ray
+def test_the_second_arrival_of_a_shard_is_dropped(local, monkeypatch):
+    from raypipe.cluster import ray_points
+
+    monkeypatch.setattr(ray_points, "limit_threads", lambda threads: None)
+    owner = ray_points.Owner(partial(draw, None), {4: 4}, 1)
+    owner.take(4, draw(None, 4))
+    assert [number for number, _ in owner.call(visits, ())] == [1]
+    owner.take(4, draw(None, 4))
+    assert [number for number, _ in owner.call(visits, ())] == [2]
+
+
+# --- Room ---
+
+
+@pytest.mark.ray
+def test_work_that_no_node_can_hold_is_given_up(local, monkeypatch):
+    import ray
+
+    from raypipe.cluster import ray_wait
+
+    monkeypatch.setattr(ray_wait, "ROOM_SECONDS", 0.5)
+    monkeypatch.setattr(ray_wait, "POLL_SECONDS", 0.2)
+    large = Resources(1, 0.5, 64, 2**50)
+    text = (
+        "tasks: no place to work for 0.5 s: one worker needs 64 CPUs, 0.5 GPUs, 1048576.0 GiB on one node; "
+        r"the largest of 1 nodes have 2 CPUs, 0 GPUs, \d+"
+    )
+    task = ray.remote(num_cpus=64)(square).remote(2)
+    with pytest.raises(ClusterError, match=text):
+        ray_wait.wait_any([task], large, None, "tasks")
+    ray.cancel(task)
+
+
+@pytest.mark.ray
+def test_a_result_that_cannot_be_read_is_an_error(local):
+    result = dict(local.map(unreadable, [0]))[0]
+    assert isinstance(result, Failure)
+    assert result.kind == "error"
+    assert "cannot be pickled" in result.message + result.trace
+
+
+class Unpicklable:
+    def __reduce__(self):
+        raise TypeError("cannot be pickled")
+
+
+def unreadable(_: int) -> Unpicklable:
+    return Unpicklable()
+
+
+@pytest.mark.ray
+def test_a_ray_of_the_user_is_joined_and_left_running(local):
+    import ray
+
+    with connect("auto", TWO) as cluster:
+        assert cluster.name.startswith("Ray at ")
+        assert cluster.name.endswith(" (1 nodes, 2 CPUs)")
+        assert list(cluster.map(square, [3])) == [(0, 9)]
+    assert ray.is_initialized()
+    with pytest.raises(
+        ClusterError, match="one worker needs 1 CPUs, 2 GPUs on one node; the largest of 1 nodes have 2"
+    ):
+        connect("local", Resources(1, 2.0, 1, 0))
+    assert ray.is_initialized()

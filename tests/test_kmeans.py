@@ -1,0 +1,475 @@
+"""The K-means engine against brute force, scikit-learn, hand-made cases and hostile placements of its shards."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from raypipe.errors import ClusteringError
+from raypipe.science import kmeans, kmeans_kernels, kmeans_points, seeding
+from raypipe.science.kmeans import KMeans, LocalPoints, Shard, fit
+
+SHARED = Path(os.environ.get("RAYPIPE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def blobs(n, d, groups, seed=0, offset=0.0):
+    """Points around a few centres, float32."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(groups, d)) * 3
+    return (centres[random.integers(groups, size=n)] + random.normal(size=(n, d)) + offset).astype(np.float32)
+
+
+def score(x, c):
+    """The documented canonical score, written again: eight accumulators, the tail goes to the first."""
+    sums = [0.0] * 8
+    whole = len(x) - len(x) % 8
+    for j, (a, b) in enumerate(zip(x.tolist(), c.tolist(), strict=True)):
+        sums[j % 8 if j < whole else 0] += (a - b) * (a - b)
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
+
+
+def brute(X, C):
+    """Labels and inertia by naive loops; min() keeps the lowest index on ties."""
+    labels, inertia = [], 0.0
+    for x in X:
+        scores = [score(x, c) for c in C]
+        labels.append(scores.index(min(scores)))
+        inertia += min(scores)
+    return np.array(labels), inertia
+
+
+def assert_sound(result, X, k):
+    """What every fit promises."""
+    labels, inertia = brute(X, result.centroids)
+    assert result.labels.tolist() == labels.tolist()
+    assert result.inertia == pytest.approx(inertia, rel=1e-12)
+    assert sorted(set(result.labels.tolist())) == list(range(k))
+    assert result.labels.dtype == np.int32
+    assert result.centroids.dtype == np.float32
+    inertias = [inertia for inertia, _ in result.history]
+    assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(inertias))
+
+
+class Scattered:
+    """Points whose shards are visited in random order, twice at times, and lose their state at random."""
+
+    def __init__(self, arrays, seed):
+        self.arrays = arrays
+        self.random = np.random.default_rng(seed)
+        self.shards = [Shard(X.copy(), {}, index) for index, X in enumerate(arrays)]
+
+    def map(self, function, *args):
+        results = {}
+        for index in self.random.permutation(len(self.shards)):
+            if self.random.random() < 0.3:
+                self.shards[index] = Shard(self.arrays[index].copy(), {}, int(index))
+            if self.random.random() < 0.2:
+                function(self.shards[index], *args)
+            results[index] = function(self.shards[index], *args)
+        return [results[index] for index in range(len(self.shards))]
+
+
+def same_bits(one, other):
+    return (
+        one.centroids.tobytes() == other.centroids.tobytes()
+        and [part.tobytes() for part in one.labels] == [part.tobytes() for part in other.labels]
+        and one.inertia == other.inertia
+        and one.history == other.history
+        and one.n_iter == other.n_iter
+        and (one.seeding.rows is None or one.seeding.rows.tolist() == other.seeding.rows.tolist())
+    )
+
+
+# --- labels, inertia, empties -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+@pytest.mark.parametrize(("n", "d", "k"), [(300, 5, 7), (200, 16, 37), (150, 33, 3), (40, 8, 40), (5, 1, 1)])
+def test_labels_are_the_brute_force_argmin(init, n, d, k):
+    X = blobs(n, d, 6)
+    assert_sound(KMeans(k, init=init, seed=3).fit(X), X, k)
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 5])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_same_inertia_as_scikit_learn_after_the_same_passes(max_iter, offset):
+    from sklearn.cluster import KMeans as Reference
+
+    X = blobs(3000, 24, 40, offset=offset)  # no concept of this start loses its points: that is repaired differently
+    first = X[:20]
+    ours = KMeans(20, init=first, max_iter=max_iter, tol=0).fit(X)
+    reference = Reference(20, init=first.astype(float), n_init=1, max_iter=max_iter, tol=0)
+    with warnings.catch_warnings(action="ignore"):  # it says that it did not converge
+        reference.fit(X.astype(float))
+    assert ours.inertia == pytest.approx(reference.inertia_, rel=1e-6)
+    assert ours.n_iter == reference.n_iter_ == max_iter
+    assert len(ours.history) == max_iter + 1
+
+
+def test_at_rest_it_agrees_with_scikit_learn_on_the_passes():
+    from sklearn.cluster import KMeans as Reference
+
+    X = blobs(2000, 12, 10)
+    ours = KMeans(10, init=X[:10], tol=0).fit(X)
+    reference = Reference(10, init=X[:10].astype(float), n_init=1, tol=0).fit(X.astype(float))
+    assert ours.n_iter == reference.n_iter_ == len(ours.history)
+    assert ours.labels.tolist() == reference.labels_.tolist()
+    assert ours.history[-1][1] == 0
+    assert ours.history[0][1] == 2000  # at first every label is new
+
+
+def test_tol_stops_early_and_ends_with_an_assignment():
+    X = blobs(2000, 12, 10)
+    loose = KMeans(30, init=X[:30], tol=1e-1).fit(X)
+    tight = KMeans(30, init=X[:30], tol=0).fit(X)
+    assert loose.n_iter < tight.n_iter
+    assert len(loose.history) == loose.n_iter + 1
+    assert_sound(loose, X, 30)
+
+
+def test_moved_labels_are_counted():
+    # 1-d points 0 1 2 3 and centroids 0, 0.9: labels 0 1 1 1. Means 0, 2: point 1 ties (1 = 1) and goes to the lowest.
+    result = KMeans(2, init=np.array([[0.0], [0.9]]), tol=0).fit(np.arange(4.0)[:, None])
+    # scores before: 0, .01, 1.21, 4.41; then means 0 and 2: 0, 1, 0, 1; then means 0.5 and 2.5: 4 x 0.25
+    assert [moved for _, moved in result.history] == [4, 1, 0]
+    assert [inertia for inertia, _ in result.history] == pytest.approx([5.63, 2.0, 1.0], rel=1e-6)
+    assert result.labels.tolist() == [0, 0, 1, 1]
+    assert result.n_iter == 3
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_three_far_pairs(seed):
+    # G8: from any of these starts the pairs {a b} {c d} {e f} come out; each point is 0.5 from its mean: 6 x 0.25.
+    X = np.array([[0, 0], [0, 1], [10, 0], [10, 1], [0, 20], [0, 21]], np.float32)
+    result = KMeans(3, seed=seed).fit(X)
+    a, b, c, d, e, f = result.labels
+    assert a == b
+    assert c == d
+    assert e == f
+    assert len({a, c, e}) == 3
+    assert result.inertia == 1.5
+
+
+def test_all_points_are_used():
+    # G8b: three points, K = 2: the close pair is one concept, the third point, which the official code drops, the other.
+    result = KMeans(2).fit(np.array([[0, 0], [0, 1], [9, 9]], np.float32))
+    assert len(result.labels) == 3
+    assert result.labels[0] == result.labels[1] != result.labels[2]
+    assert result.inertia == 0.5
+
+
+def test_empty_concepts_take_the_farthest_points():
+    # All points are nearest to centroid 0; the farthest from it are 100 (twice: used once), then 50.
+    X = np.array([[0], [1], [100], [100], [50], [2]], np.float32)
+    init = np.array([[0], [-1000], [-2000]], np.float32)
+    result = KMeans(3, init=init, max_iter=1, tol=0).fit(X)
+    # mean of all six: 253/6 = 42.17; new centroids 42.17, 100, 50 -> nearest: 0 1 2 keep 42.17; 100 100; 50
+    assert result.centroids[1:].ravel().tolist() == [100, 50]
+    assert result.labels.tolist() == [0, 0, 1, 1, 2, 0]
+
+
+def test_ties_of_the_farthest_go_to_the_lowest_row():
+    X = np.array([[-5, 0], [5, 0], [0, 5], [0, 0]], np.float32)
+    result = KMeans(2, init=np.array([[0, 0], [900, 900]], np.float32), max_iter=1, tol=0).fit(X)
+    assert result.centroids[1].tolist() == [-5, 0]
+
+
+def test_concepts_still_empty_at_the_end_are_filled():
+    # Only one distinct far value for two empty concepts in the first pass; max_iter is reached with one still empty.
+    X = np.array([[0], [0], [0], [7], [7], [3]], np.float32)
+    result = KMeans(3, init=np.array([[0], [0], [0]], np.float32), max_iter=1, tol=0).fit(X)
+    assert_sound(result, X, 3)
+    X = np.repeat(np.array([[0], [1], [9]], np.float32), 30, axis=0)
+    result = KMeans(3, init=np.array([[0], [0], [0]], np.float32), max_iter=1, tol=0).fit(X)
+    assert_sound(result, X, 3)
+    assert result.inertia == 0.0
+
+
+# --- hostile numbers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scale_and_offset",
+    [(1e18, 0), (1e-30, 0), (1e-42, 0), (1e30, 3e37), (1.0, 1e6), (6e4, 0), (6e-8, 0), (1e-3, 3e3)],
+    ids=str,
+)
+def test_extreme_magnitudes(scale_and_offset):
+    scale, offset = scale_and_offset
+    X = (blobs(250, 12, 6) * np.float32(scale) + np.float32(offset)).astype(np.float32)
+    k = min(9, len(np.unique(X, axis=0)))
+    assert_sound(KMeans(k).fit(X), X, k)
+
+
+def test_one_dimension_outweighs_the_others():
+    X = blobs(200, 9, 5)
+    X[:, 0] = 1e18
+    X[:100, 1] *= 1e15
+    X[:, 2] = 0
+    assert_sound(KMeans(8).fit(X), X, 8)
+
+
+def test_given_centroids_far_from_the_points():
+    X = blobs(100, 4, 3)
+    init = np.array([[1e37] * 4, [0] * 4, [-3e38] * 4], np.float32)
+    assert_sound(KMeans(3, init=init).fit(X), X, 3)
+
+
+def test_float16_and_float64_points():
+    half = np.array([[65504, -65504], [6e-8, 0], [65504, 65504], [1, 2], [0, 0]], np.float16)
+    assert_sound(KMeans(4).fit(half), half.astype(np.float32), 4)
+    assert KMeans(4).fit(half).inertia == KMeans(4).fit(half.astype(np.float64)).inertia
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_small_points(data):
+    n, d = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 9))
+    values = st.one_of(st.floats(width=32, allow_nan=False, allow_infinity=False), st.sampled_from([0.0, 1.0, -1.0]))
+    X = data.draw(hnp.arrays(np.float32, (n, d), elements=values))
+    distinct = len(np.unique(X + 0.0, axis=0))  # + 0.0: minus zero is zero
+    k = data.draw(st.integers(1, distinct))
+    init = data.draw(st.sampled_from(["k-means++", "random"]))
+    seed = data.draw(st.integers(0, 3))
+    assert_sound(KMeans(k, init=init, seed=seed, n_init=2).fit(X), X, k)
+    for way in ("k-means++", "random"):
+        with pytest.raises(ClusteringError, match=f"k={distinct + 1} but only {distinct} distinct points; lower k"):
+            KMeans(distinct + 1, init=way, seed=seed).fit(X)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_the_margin_never_loses_the_nearest(data):
+    """One search on points and centroids of wild and of nearly equal values."""
+    d, k, n = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 40)), 12
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    X, C = random.normal(size=(n, d)), random.normal(size=(k, d))
+    if data.draw(st.booleans()):
+        C = X[random.integers(n, size=k)] * (1 + random.normal(size=(k, d)) * 10.0 ** -data.draw(st.integers(5, 9)))
+    shift = 10.0 ** data.draw(st.integers(-3, 8)) * data.draw(st.sampled_from([0, 1]))
+    scale = 10.0 ** data.draw(st.integers(-38, 25))
+    X, C = ((X + shift) * scale).astype(np.float32), ((C + shift) * scale).astype(np.float32)
+    points = LocalPoints([X])
+    labels = points.map(kmeans._labels, kmeans_points.keyed(C), kmeans_points.measure(points, 1))[0]
+    assert labels.tolist() == brute(X, C)[0].tolist()
+
+
+# --- same bits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_for_any_place_of_the_shards(init, threads, monkeypatch):
+    monkeypatch.setattr(seeding, "SEED_SAMPLE", 700)
+    X = blobs(1500, 20, 30)
+    arrays = [X[:400], X[400:401], X[401:401], X[401:1100], X[1100:]]
+    settled = fit(LocalPoints(arrays), 40, init=init, n_init=2, seed=5)
+    for seed in range(3):
+        assert same_bits(settled, fit(Scattered(arrays, seed), 40, init=init, n_init=2, seed=5, threads=threads))
+
+
+def test_a_second_fit_on_the_same_shards_changes_nothing():
+    points = LocalPoints([blobs(300, 6, 5), blobs(200, 6, 5, seed=1)])
+    first = fit(points, 12)
+    first.labels[0][:] = 0  # the caller's copy, not the engine's
+    fit(points, 7)
+    assert same_bits(fit(points, 12), fit(LocalPoints([shard.X_nd for shard in points.shards]), 12))
+
+
+def test_proven_labels_are_skipped_and_right():
+    X = blobs(4000, 8, 12)
+    points = LocalPoints([X])
+    frame = kmeans_points.measure(points, 1)
+    before = kmeans_points.keyed(X[:12])
+    points.map(kmeans._assign, None, before, frame)
+    after = kmeans_points.keyed(X[:12] + np.float32(0.01))
+    shard = points.shards[0]
+    found = kmeans_points.Found(*(values.copy() for values in shard.state["labels"][before.key]))
+    moves = np.sqrt(kmeans._squared_moves(before, after))
+    rows = kmeans_kernels.keep_proven(X, after.C_kd, moves, *found, 0, len(X))
+    assert 0 < len(rows) < 2000
+    new = kmeans._assignment(shard, before, after, frame)
+    assert new.labels_n.tolist() == brute(X, after.C_kd)[0].tolist()
+
+
+def test_shards_of_an_array_are_fixed(monkeypatch):
+    monkeypatch.setattr(kmeans, "ROWS_PER_SHARD", 128)
+    X = blobs(500, 6, 5)
+    whole = KMeans(9).fit(X)
+    parts = fit(LocalPoints([X[:128], X[128:256], X[256:384], X[384:]]), 9)
+    assert whole.labels.tolist() == np.concatenate(parts.labels).tolist()
+    assert whole.inertia == parts.inertia
+    assert whole.predict(X).tolist() == whole.labels.tolist()
+
+
+# --- first centroids ----------------------------------------------------------------------------------------------
+
+
+def test_k_means_plus_plus_draws_by_squared_distance():
+    # Points 0, 1, 3. First uniform, second by D^2. From 0: 1 and 9; from 1: 1 and 4; from 3: 9 and 4.
+    # P{0,1} = (1/10 + 1/5)/3 = 0.1, P{0,3} = (9/10 + 9/13)/3 = 0.5308, P{1,3} = (4/5 + 4/13)/3 = 0.3692.
+    # Asking for three centroids and looking at the first two goes through the batches of candidates.
+    points = LocalPoints([np.array([[0], [1]], np.float32), np.array([[3]], np.float32)])
+    frame = kmeans_points.measure(points, 1)
+    pairs = [tuple(sorted(seeding.plus_plus(points, frame, 2, seed, 0)[1].rows)) for seed in range(3000)]
+    shares = [pairs.count(pair) / 3000 for pair in [(0, 1), (0, 2), (1, 2)]]
+    # Three standard errors of a share of one half are 0.028.
+    assert shares == pytest.approx([0.1, 0.5308, 0.3692], abs=0.028)
+
+
+def test_rejection_keeps_the_distribution():
+    # Points 0 1 3 7 and k = 4: the order of all four, against the exact probabilities from the definition.
+    X = np.array([[0], [1], [3], [7]], np.float32)
+    points = LocalPoints([X])
+    frame = kmeans_points.measure(points, 1)
+    exact = {}
+
+    def descend(chosen, probability):
+        weights = np.min([(X - X[i]) ** 2 for i in chosen], axis=0).ravel() if chosen else np.ones(4)
+        if len(chosen) == 4:
+            exact[chosen] = probability
+            return
+        for i in np.flatnonzero(weights):
+            descend((*chosen, int(i)), probability * weights[i] / weights.sum())
+
+    descend((), 1.0)
+    runs = 4000
+    drawn = [tuple(seeding.plus_plus(points, frame, 4, seed, 1)[1].rows.tolist()) for seed in range(runs)]
+    chi_squared = sum((drawn.count(order) - runs * p) ** 2 / (runs * p) for order, p in exact.items())
+    assert len(exact) == 24
+    assert chi_squared < 49.7  # 23 degrees of freedom, one in a thousand
+
+
+def test_centroids_of_the_start_are_the_recorded_rows(monkeypatch):
+    monkeypatch.setattr(seeding, "SEED_SAMPLE", 90)
+    X = blobs(200, 5, 4)
+    points = LocalPoints([X[:50], X[50:]])
+    frame = kmeans_points.measure(points, 1)
+    for C, record in (seeding.plus_plus(points, frame, 80, 2, 0), seeding.random_points(points, frame, 80, 2, 0)):
+        assert C.tolist() == X[record.rows].tolist()
+        assert len(set(record.rows.tolist())) == 80
+    sample = seeding.plus_plus(points, frame, 80, 2, 0)[1].sample
+    assert len(sample) == 90
+    assert set(seeding.plus_plus(points, frame, 80, 2, 0)[1].rows) <= set(sample)
+    assert seeding.random_points(points, frame, 80, 2, 0)[1].sample is None
+
+
+def test_a_sample_without_enough_distinct_points_gives_way_to_all(monkeypatch):
+    monkeypatch.setattr(seeding, "SEED_SAMPLE", 20)
+    X = np.zeros((400, 3), np.float32)
+    X[::40] = np.arange(30).reshape(10, 3)
+    X[0] = 99
+    assert_sound(KMeans(11).fit(X), X, 11)
+    with pytest.raises(ClusteringError, match="k=12 but only 11 distinct points"):
+        KMeans(12).fit(X)
+
+
+def test_starts_differ_and_the_best_is_kept():
+    X = blobs(400, 3, 12)
+    single = [KMeans(12, init=kind, seed=4, n_init=n, max_iter=3).fit(X) for kind in ("random",) for n in (1, 2, 3, 4)]
+    inertias = [result.inertia for result in single]
+    assert inertias == sorted(inertias, reverse=True)
+    assert inertias[-1] < inertias[0]
+    best = single[-1].seeding.start
+    C, _ = seeding.random_points(LocalPoints([X]), kmeans_points.measure(LocalPoints([X]), 1), 12, 4, best)
+    assert KMeans(12, init=C, max_iter=3).fit(X).inertia == inertias[-1]
+    assert KMeans(12, init=C, max_iter=3, n_init=7).fit(X).seeding.start == 0
+    same = KMeans(1, n_init=3).fit(X)  # every start gives the one mean
+    assert same.seeding.start == 0
+
+
+def test_a_target_lost_to_rounding_takes_the_last_positive_point():
+    points = LocalPoints([np.array([[0], [2], [0]], np.float32), np.array([[0]], np.float32)])
+    frame = kmeans_points.measure(points, 1)
+    at = kmeans_points.keyed(np.zeros((1, 1), np.float32))
+    drawn = seeding._draw(points, seeding._aim(np.array([1.0]), np.array([4.0, 4.0])), at, None, frame)
+    assert drawn.rows.tolist() == [1]
+    assert drawn.D_m.tolist() == [4.0]
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_points_that_are_no_numbers(bad):
+    X = np.zeros((70, 3))
+    X[66, 1] = bad
+    with pytest.raises(ClusteringError, match="points of shard 1 hold NaN or infinite values; expected finite"):
+        fit(LocalPoints([X[:60], X[60:]]), 2)
+
+
+def test_wrong_arguments():
+    X = blobs(10, 3, 2)
+    with pytest.raises(ClusteringError, match=r"k=0, n_init=1, max_iter=300, threads=1: each must be at least 1"):
+        KMeans(0).fit(X)
+    with pytest.raises(ClusteringError, match=r"init has shape \(2, 2\); expected finite numbers of shape \(2, 3\)"):
+        KMeans(2, init=np.zeros((2, 2))).fit(X)
+    with pytest.raises(ClusteringError, match=r"init has shape \(2, 3\); expected finite"):
+        KMeans(2, init=np.full((2, 3), np.nan)).fit(X)
+    with pytest.raises(ClusteringError, match="init 'best' is unknown; choose k-means"):
+        KMeans(2, init="best").fit(X)
+    with pytest.raises(ClusteringError, match=r"points have shape \(10,\); expected \[points, dimensions\]"):
+        KMeans(2).fit(X[:, 0])
+    with pytest.raises(ClusteringError, match=r"points of widths \[2, 3\] cannot be clustered together"):
+        fit(LocalPoints([X, X[:, :2]]), 2)
+    with pytest.raises(ClusteringError, match="k=2 but only 0 distinct points; lower k or use more text"):
+        KMeans(2).fit(X[:0])
+
+
+def test_a_wrong_label_is_noticed(monkeypatch):
+    right = kmeans_kernels.brute_force
+    monkeypatch.setattr(kmeans_kernels, "brute_force", lambda x, C: (right(x, C) + 1) % len(C))
+    with pytest.raises(ClusteringError, match=r"internal check failed: point \d+ has label \d, brute force finds \d"):
+        KMeans(2).fit(blobs(10, 3, 2))
+
+
+# --- kernels in plain Python, and real states ---------------------------------------------------------------------
+
+
+KERNELS = [name for name, value in vars(kmeans_kernels).items() if hasattr(value, "py_func")]
+
+
+def test_compiled_and_plain_kernels_give_the_same_bits(monkeypatch):
+    """The engine runs again with every compiled body in plain Python."""
+    X, lattice = blobs(80, 11, 6), np.array([[i % 5, i // 5] for i in range(25)], np.float32)
+    cases = [(X, 5, {}), (X, 20, {}), (X, 20, {"init": X[:20]}), (lattice, 18, {"init": np.zeros((18, 2))})]
+    compiled = [fit(LocalPoints([Y[:9], Y[9:]]), k, **options) for Y, k, options in cases]
+    single = fit(LocalPoints([X]), 1)
+    for name in KERNELS:
+        monkeypatch.setattr(kmeans_kernels, name, getattr(kmeans_kernels, name).py_func)
+    for (Y, k, options), expected in zip(cases, compiled, strict=True):
+        assert same_bits(expected, fit(LocalPoints([Y[:9], Y[9:]]), k, **options))
+    assert same_bits(single, fit(LocalPoints([X]), 1))
+    with pytest.raises(ClusteringError, match="NaN or infinite"):
+        fit(LocalPoints([X * np.float32(np.nan)]), 2)
+
+
+def test_the_score_is_the_documented_one():
+    for d in (1, 7, 8, 9, 24, 100):
+        x, c = np.random.default_rng(d).normal(size=(2, d)).astype(np.float32)
+        assert kmeans_kernels.squared_distance(x, c) == kmeans_kernels.squared_distance.py_func(x, c) == score(x, c)
+
+
+@pytest.mark.shared
+def test_real_word_vectors():
+    """The embedding rows of a trained encoder: unequal norms, a common mean, unused rows that hardly differ."""
+    path = SHARED / "models" / "caption-encoder" / "step-008000" / "model.safetensors"
+    if not path.exists():
+        pytest.skip(f"no shared research data at {SHARED}")
+    raw = path.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + size])
+    name = next(name for name in header if name.endswith("word_embeddings.weight"))
+    first, last = header[name]["data_offsets"]
+    assert header[name]["dtype"] == "F32"
+    X = np.frombuffer(raw[8 + size + first : 8 + size + last], np.float32).reshape(header[name]["shape"])[:2500]
+    assert_sound(KMeans(60).fit(X), X, 60)
