@@ -45,6 +45,7 @@ def _by(cells: list[Cell], *axes: str) -> dict[tuple[str, ...], Cell]:
     return {tuple(cell[axis] for axis in axes): cell for cell in cells}
 
 
+LISTED = 10  # failed cells in a message
 STATE = ("model", "revision", "component", "lang")
 
 STAGES = (

@@ -298,17 +298,9 @@ def test_files_give_what_the_plain_loops_give(folder, source, target, entries, t
             continue
         dictionary = read_dictionary(paths[2], semantics=semantics).ranked()
         assert dictionary == ranked
+        prepared = Cooccurrence(*sides, dictionary, [n])
         for denominator in ("all",) if official else ("all", "covered"):
-            found = calign(
-                *sides,
-                dictionary,
-                theta=theta,
-                translations=n,
-                min_types=types,
-                size_ratio=ratio,
-                official=official,
-                denominator=denominator,
-            )
+            found = prepared.evaluate(AlignThresholds(theta, n, types, ratio, official, denominator))
             expected = naive_calign(*groups, ranked, theta, n, types, ratio, official, denominator)
             assert (found.concepts, found.eligible, found.reachable, found.aligned, found.pairs) == expected
 

@@ -479,6 +479,8 @@ def expected_projections(count):
 def test_points_are_read_once_and_visited_in_shard_order(place, tmp_path):
     with place.points(partial(draw, tmp_path), range(5)) as points:
         assert_same(points.map(project, C_KD), expected_projections(5))
+        with pytest.raises(ClusteringError, match=r"^no points in shard 1$"):  # the lowest of those that raise
+            points.map(raise_on, (4, 1, 2))
         assert [number for number, _ in points.map(visits)] == [1] * 5
         assert [number for number, _ in points.map(visits)] == [2] * 5
     assert len(list(tmp_path.iterdir())) == 5
@@ -487,13 +489,6 @@ def test_points_are_read_once_and_visited_in_shard_order(place, tmp_path):
 def test_points_without_shards(place):
     with place.points(partial(draw, None), []) as points:
         assert points.map(visits) == []
-
-
-def test_points_raise_what_the_function_raised_for_the_lowest_shard(place):
-    with place.points(partial(draw, None), range(5)) as points:
-        with pytest.raises(ClusteringError, match=r"^no points in shard 1$"):
-            points.map(raise_on, (4, 1, 2))
-        assert len(points.map(visits)) == 5
 
 
 def test_points_raise_what_the_reader_raised(place):
@@ -511,23 +506,18 @@ def test_kmeans_has_the_same_bits_everywhere(place):
 
 
 @pytest.mark.ray
-def test_points_survive_a_worker_killed_between_calls(local, tmp_path):
+def test_points_survive_workers_killed_between_and_during_calls(local, tmp_path):
     with local.points(partial(draw, tmp_path), range(5)) as points:
         pids = [pid for _, pid in points.map(visits)]
         assert len(set(pids)) == 2
-        os.kill(pids[0], signal.SIGKILL)
+        os.kill(pids[1], signal.SIGKILL)
         assert_same(points.map(project, C_KD), expected_projections(5))
         # The lost worker's shards came back with an empty state, the others kept theirs.
-        assert [number for number, _ in points.map(visits)] == [1, 2, 1, 2, 1]
-    assert len(list(tmp_path.glob("read1.*"))) == 1
-    assert len(list(tmp_path.glob("read2.*"))) == 2
-
-
-@pytest.mark.ray
-def test_points_survive_a_worker_killed_during_a_call(local, tmp_path):
-    with local.points(partial(draw, None), range(5)) as points:
+        assert [number for number, _ in points.map(visits)] == [2, 1, 2, 1, 2]
         assert_same(points.map(project_or_exit, C_KD, tmp_path, 1), expected_projections(5))
+        assert [number for number, _ in points.map(visits)] == [1, 2, 1, 2, 1]
     assert len(list(tmp_path.glob("call.*"))) == 2
+    assert [len(list(tmp_path.glob(f"read{seed}.*"))) for seed in range(5)] == [2] * 5
 
 
 @pytest.mark.ray

@@ -30,7 +30,12 @@ def make(**changed: Any) -> Grid:
 def test_the_defaults_are_those_of_the_method() -> None:
     grid = make()
     assert (grid.concepts.k, grid.concepts.n_init, grid.concepts.max_iter, grid.concepts.tol) == ((600,), 1, 300, 1e-4)
-    assert (grid.calign.theta, grid.calign.translations, grid.calign.min_types, grid.calign.size_ratio) == ((0.8,), (10,), (5,), (0.6,))
+    assert (grid.calign.theta, grid.calign.translations, grid.calign.min_types, grid.calign.size_ratio) == (
+        (0.8,),
+        (10,),
+        (5,),
+        (0.6,),
+    )
     assert (grid.colap.theta, grid.colap.min_types, grid.colap.rule) == ((0.3,), (1,), "all")
     assert (grid.words.max_freq, grid.words.del_freq, grid.words.max_words) == (15, 10_000_000, 299)
     assert grid.resources.memory == 4 * 2**30
@@ -41,6 +46,7 @@ def test_yaml_reads_back_to_an_equal_grid() -> None:
     assert Grid(**yaml.safe_load(grid.to_yaml())) == grid
     assert grid.layers == (0, 6)
     assert "memory: 1500B" in grid.to_yaml()
+    assert "memory: 4GiB" in make().to_yaml()
 
 
 def test_pairs_directions_and_scopes_follow_the_order_of_languages() -> None:
@@ -66,7 +72,10 @@ MISTAKES = [
     ({"layer": 3}, "layer: unknown field; did you mean layers?"),
     ({"words": {"min_word": 3}}, "words.min_word: unknown field; did you mean min_words?"),
     ({"words": {"zzz": 3}}, "words.zzz: unknown field; known here: min_words"),
-    ({"models": [{"name": "a", "path": "b", "revison": 1}]}, "models.0.revison: unknown field; did you mean revisions?"),
+    (
+        {"models": [{"name": "a", "path": "b", "revison": 1}]},
+        "models.0.revison: unknown field; did you mean revisions?",
+    ),
     ({"calign": {"theta": 1.5}}, r"calign.theta.0: Input should be less than or equal to 1 \(found 1.5\)"),
     ({"colap": {"theta": 30}}, r"colap.theta: 30: fraction expected, did you mean 0.3\?"),
     ({"colap": {"theta": 0.8}}, r"colap.theta: 0.8 is outside \(0, 0.5\]: two languages"),
@@ -85,7 +94,10 @@ MISTAKES = [
     ({"corpus": {"path": "/a/b.txt"}}, "corpus.path /a/b.txt: {lang} is missing"),
     ({"models": [{"name": "a", "path": "b"}, {"name": "a", "path": "c"}]}, "models: the name a is used twice"),
     ({"models": [{"name": "../a", "path": "b"}]}, "models.0.name: String should match pattern"),
-    ({"models": [{"name": "a", "path": "b", "components": ["decoder"]}]}, "'decoder' is not available; expected 'encoder'"),
+    (
+        {"models": [{"name": "a", "path": "b", "components": ["decoder"]}]},
+        "'decoder' is not available; expected 'encoder'",
+    ),
     ({"concepts": {"algorithm": "spherical"}}, "concepts.algorithm: 'spherical' is not available; expected 'kmeans'"),
     ({"words": {"filter": "pairwise"}}, "words.filter: 'pairwise' is not available; expected 'language'"),
     ({"words": {"min_words": 9, "max_words": 2}}, "words: min_words 9 is above max_words 2"),
@@ -112,12 +124,16 @@ def test_a_grid_is_frozen() -> None:
         make().name = "other"  # type: ignore[misc]
 
 
-def test_paths_are_relative_to_the_file_and_flags_to_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_the_file_and_flags_to_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "grids").mkdir()
     (tmp_path / "grids" / "model").mkdir()
     file = tmp_path / "grids" / "g.yaml"
     relative = {**BASE, "models": [{"name": "m", "path": "model"}], "corpus": {"path": "text/{lang}.txt"}}
-    file.write_text(yaml.safe_dump(relative | {"lexicon": {"format": "muse", "path": "toy:lexicon/{source}-{target}.txt"}}))
+    file.write_text(
+        yaml.safe_dump(relative | {"lexicon": {"format": "muse", "path": "toy:lexicon/{source}-{target}.txt"}})
+    )
     monkeypatch.chdir(tmp_path)
     grid = load_grid(file)
     assert grid.corpus.path == str(tmp_path / "grids" / "text" / "{lang}.txt")
@@ -180,7 +196,9 @@ def test_a_broken_file_is_one_line(tmp_path: Path, content: bytes, message: str)
 
 
 def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.yaml: no such grid file; write one with `raypipe grid FLAGS > none\.yaml`"):
+    with pytest.raises(
+        InputError, match=r"none\.yaml: no such grid file; write one with `raypipe grid FLAGS > none\.yaml`"
+    ):
         load_grid(tmp_path / "none.yaml")
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
         load_grid(tmp_path)
@@ -188,7 +206,9 @@ def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*BASE, "words", "name", "x"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*BASE, "words", "name", "x"]), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 

@@ -461,13 +461,15 @@ def test_a_path_with_a_revision(steps: Path, bert: Path) -> None:
     with pytest.raises(ModelError, match=r"names 3 checkpoints; name one, such as .*steps@step-10"):
         word_states(f"{steps}@all", [], [0])
     at = Path(shutil.copytree(bert, bert.parent / "be@rt"))
-    assert word_states(str(at), [["a"]], [0])[0].num_rows == 1
+    for name in (str(at), f"{at}@main"):
+        assert word_states(name, [["a"]], [0])[0].num_rows == 1
 
 
 def test_loading_is_silent_and_gives_settings_back(bert: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from transformers.utils import logging
 
     spoil(bert, lambda weights: weights.update({"left.over": torch.ones(3)}))
+    logging.set_verbosity_warning()
     before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
     word_states(str(bert), [["a"]], [1])
     assert capfd.readouterr() == ("", "")

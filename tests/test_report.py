@@ -364,10 +364,10 @@ def browser() -> Iterator[Any]:
 
 
 def open_page(browser: Any, folder: Path, text: str) -> tuple[Any, list[str], list[str]]:
-    """The opened page, what its console and dialogs said, and the addresses it asked for."""
+    """The opened page, what its console's errors and dialogs said, and the addresses it asked for."""
     (folder / "index.html").write_text(text, encoding="utf-8")
     page, said, asked = browser.new_page(viewport={"width": 1200, "height": 900}), list[str](), list[str]()
-    page.on("console", lambda message: said.append(message.text))
+    page.on("console", lambda message: message.type == "error" and said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     page.route("**/*", lambda route: (asked.append(route.request.url), route.continue_()))

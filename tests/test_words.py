@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
 
 from raypipe.errors import GridError, InputError, ModelError
 from raypipe.models.batches import plan_batches
-from raypipe.models.words import Lost, encode
+from raypipe.models.words import Lost, _spans, encode
 
 KINDS = {
     "wordpiece": wordpiece,
@@ -106,6 +107,18 @@ def test_a_trailing_space_piece_belongs_to_the_word_before_it() -> None:
     encoded = encode(PreTrainedTokenizerFast(tokenizer_object=tokenizer), [["a", "b"]], None, 512)
     assert encoded.ids[0].tolist() == [0, 1]
     assert encoded.first.tolist() == encoded.last.tolist() == [0, 1]
+
+
+def test_a_piece_without_signs_at_the_end_of_a_sentence_belongs_to_no_word() -> None:
+    class Pieces(NamedTuple):
+        ids: list[int]
+        offsets: list[tuple[int, int]]
+        special_tokens_mask: list[int]
+
+    # 'a' and 'b', each one piece of one sign and one empty piece after it.
+    pieces = [Pieces([0, 1], [(0, 1), (1, 1)], [0, 0]) for _ in range(2)]
+    first, last = _spans(pieces, [["a"], ["b"]])
+    assert (first.tolist(), last.tolist()) == ([0, 0], [0, 0])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 import ray
+from ray._private.grpc_utils import init_grpc_channel
 
 from raypipe.cluster.protocol import MAX_DEATHS, Cluster, Failure, Points, R, Resources, S, T, Worker, one_line, raised
 from raypipe.cluster.ray_points import open_points
@@ -131,30 +132,25 @@ def _check_form(address: str) -> None:
 
 def _join(address: str) -> None:
     refused = f"no Ray head node can be joined at {address}"
-    if os.environ.get("RAY_USE_TLS", "0") == "0":
-        _knock(address, refused)
+    _knock(address, refused)
     try:
         with _quiet():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, SystemExit, ray.exceptions.RayError) as error:
-        raise ClusterError(
-            f"{refused} ({one_line(error)}); check that this machine is one of its nodes and that RAY_AUTH_TOKEN fits"
-        ) from error
+        raise ClusterError(f"{refused} ({one_line(error)}); check that this machine is one of its nodes") from error
 
 
 def _knock(address: str, refused: str) -> None:
     """Ask for the id of the cluster. Ray itself would retry for minutes and then end this process."""
-    with grpc.insecure_channel(address) as channel:
+    with init_grpc_channel(address) as channel:  # brings the token and the certificates that Ray uses
         try:
             channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")(b"", timeout=CONNECT_SECONDS)
         except grpc.RpcError as error:
-            code = error.code()
-            if code != grpc.StatusCode.UNAUTHENTICATED:  # else a head node that wants its token
-                raise ClusterError(f"{refused} ({code.name}); check that `ray start --head` runs there") from error
-            if os.environ.get("RAY_AUTH_MODE") != "token":
-                raise ClusterError(
-                    f"{refused} (it wants a token); set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
-                ) from error
+            advice = {
+                grpc.StatusCode.UNAUTHENTICATED: "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token",
+                grpc.StatusCode.UNIMPLEMENTED: "give the port of `ray start --head --port`",
+            }.get(error.code(), "check that `ray start --head` runs there")
+            raise ClusterError(f"{refused} ({error.code().name}); {advice}") from error
 
 
 def _start(resources: Resources) -> Resources:

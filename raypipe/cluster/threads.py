@@ -22,9 +22,9 @@ def limit_threads(threads: int) -> Callable[[], None]:
 
     before = {name: os.environ.get(name) for name in VARIABLES}
     os.environ.update(dict.fromkeys(VARIABLES, str(threads)))
-    limits = threadpool_limits(limits=threads)
     torch = sys.modules.get("torch")
-    torch_before = torch.get_num_threads() if torch else 0
+    torch_before = torch.get_num_threads() if torch else 0  # read first: the limits reach torch's OpenMP as well
+    limits = threadpool_limits(limits=threads)
     if torch:
         torch.set_num_threads(threads)
 

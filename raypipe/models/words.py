@@ -156,7 +156,7 @@ def _tokenise(tokenizer: Any, texts: list[str]) -> list[Any]:
     """One `tokenizers.Encoding` for each text: never cut or padded, whatever the saved tokenizer is set to do."""
     if not texts:
         return []
-    batch = tokenizer(texts, truncation=False, padding=False, verbose=False, split_special_tokens=True)
+    batch = tokenizer(texts, verbose=False, split_special_tokens=True)
     return list(batch.encodings)
 
 

@@ -34,6 +34,7 @@ Clustering = tuple[Sequence[str], ArrayLike]
 """The words and the concepts of one scope's points: n strings and integers [n]."""
 
 BoolArray = NDArray[np.bool_]
+Matches = NDArray[np.int32]
 
 
 class AlignedRow(NamedTuple):
@@ -98,10 +99,9 @@ class Calign:
 
     def to_json(self) -> dict[str, Any]:
         """The counts, scores and pairs as plain JSON values."""
-        names = ("concepts", "eligible", "reachable", "aligned")
+        counts = ("concepts", "eligible", "reachable", "aligned")
         scores = ("calign", "calign_eligible", "calign_reachable", "coverage")
-        pairs = [list(pair) for pair in self.pairs]
-        return {name: getattr(self, name) for name in (*names, *scores)} | {"pairs": pairs}
+        return {name: getattr(self, name) for name in (*counts, *scores)} | {"pairs": list(map(list, self.pairs))}
 
 
 def mutual(forward: Calign, backward: Calign) -> int:
@@ -149,7 +149,7 @@ class Cooccurrence:
         self._reach = self._reached()
         self._words = words
         self._sizes: dict[tuple[Fraction, bool], BoolArray] = {}
-        self._best: dict[tuple[int, Fraction, bool], IntArray] = {}
+        self._best: dict[tuple[int, Fraction, bool], Matches] = {}
 
     def _reached(self) -> Any:
         """What each covered word reaches: sparse 0/1 [W, B * T], in the block of the first depth that reaches it."""
@@ -175,15 +175,15 @@ class Cooccurrence:
         shape = (len(self._lists), blocks * targets)
         return sparse.csr_array((data, (row, block[shallowest] * targets + concept)), shape=shape)
 
-    def _product(self, incidence: Any) -> IntArray:
-        """Matched types, int64 [B, S, T], of the words given to each concept by `incidence` [S, W]."""
-        dense = (incidence @ self._reach).toarray().astype(np.int64)
+    def _product(self, incidence: Any) -> Matches:
+        """Matched types, int32 [B, S, T], of the words given to each concept by `incidence` [S, W]."""
+        dense = (incidence @ self._reach).toarray()
         blocks = dense.reshape(len(self.source_concepts), len(self._depths), len(self.target_concepts))
-        return np.cumsum(blocks, axis=1).transpose(1, 0, 2)
+        return np.cumsum(blocks, axis=1, dtype=np.int32).transpose(1, 0, 2)
 
     @cached_property
-    def matched(self) -> IntArray:
-        """m(Cs, Ct): int64 [B, S, T], one layer per depth, ascending."""
+    def matched(self) -> Matches:
+        """m(Cs, Ct): int32 [B, S, T], one layer per depth, ascending."""
         return self._product(self._incidence)
 
     def _depth(self, thresholds: AlignThresholds) -> int:
@@ -204,14 +204,16 @@ class Cooccurrence:
                 self._sizes[key] = (target_1T >= least(ratio, source_S1)) & (source_S1 >= least(ratio, target_1T))
         return self._sizes[key]
 
-    def _largest(self, matched: IntArray, thresholds: AlignThresholds) -> IntArray:
-        """Each source concept's most matched types in a target concept of allowed size, int64 [S]."""
+    def _largest(self, matched: Matches, thresholds: AlignThresholds) -> Matches:
+        """Each source concept's most matched types in a target concept of allowed size, int32 [S]."""
         return np.asarray(np.where(self._size_allows(thresholds), matched, 0).max(axis=1, initial=0))
 
     def _eligible(self, thresholds: AlignThresholds) -> BoolArray:
         return self.types_source > thresholds.min_types - (0 if thresholds.official else 1)
 
-    def _passes(self, count: IntArray, thresholds: AlignThresholds, rows: IntArray | slice = slice(None)) -> BoolArray:
+    def _passes(
+        self, count: Matches | IntArray, thresholds: AlignThresholds, rows: IntArray | slice = slice(None)
+    ) -> BoolArray:
         """Whether matched counts [S] or [S, T] of the given source concepts reach theta."""
         whole = (self.types_source if thresholds.denominator == "all" else self.covered_types)[rows]
         whole = whole.reshape(-1, *[1] * (count.ndim - 1))
@@ -237,7 +239,7 @@ class Cooccurrence:
         reachable = eligible & self._passes(self.covered_types, thresholds)
         aligned = np.flatnonzero(eligible & self._passes(self._best[key], thresholds))
         fits = self._passes(self.matched[depth][aligned], thresholds, aligned) & self._size_allows(thresholds)[aligned]
-        at, target = np.nonzero(fits)
+        at, target = np.divmod(np.flatnonzero(fits), len(self.target_concepts))  # far faster than a 2-D nonzero
         source = aligned[at]
         pairs = zip(self.source_concepts[source].tolist(), self.target_concepts[target].tolist(), strict=True)
         points = len(self._source.word)
@@ -287,7 +289,7 @@ class Cooccurrence:
             order = generator.permutation(len(self._lists))
             parts = (self._incidence.data, order[self._incidence.indices], self._incidence.indptr)
             matched = self._product(sparse.csr_array(parts, shape=self._incidence.shape))
-            best: dict[tuple[int, Decimal, bool], IntArray] = {}
+            best: dict[tuple[int, Decimal, bool], Matches] = {}
             for i, setting in enumerate(thresholds):
                 key = (depths[i], setting.size_ratio, setting.official)
                 if key not in best:

@@ -250,7 +250,7 @@ def _means(found: _Pass, at: Centroids) -> F32:
 def _refill(points: Points, frame: Frame, at: Centroids, C_kd: F32, empty: I64) -> Centroids:
     """Give empty concepts the points farthest from their centroids `at`, equal points once.
 
-    Where the distinct points do not go round, the rest stays empty until the next pass.
+    Where the points that are not at their centroid do not go round, the rest stays empty until the next pass.
     """
     if len(empty):
         parts = points.map(_farthest, at, frame, len(empty))
@@ -309,10 +309,14 @@ def _labels(shard: Shard, at: Centroids, frame: Frame) -> I32:
 
 
 def _farthest(shard: Shard, at: Centroids, frame: Frame, count: int) -> tuple[F64, F32]:
-    """Up to `count` points with the largest scores above 0, lowest row on ties: scores [m] and points [m, d]."""
+    """Up to `count` distinct points with the largest scores above 0, lowest row on ties: scores [m], points [m, d]."""
     dist_n = _assignment(shard, None, at, frame).dist_n
-    rows = np.argsort(-dist_n, kind="stable")[:count]
-    rows = rows[dist_n[rows] > 0]
+    chosen: dict[bytes, int] = {}
+    for row in np.argsort(-dist_n, kind="stable"):
+        if dist_n[row] == 0.0 or len(chosen) == count:
+            break
+        chosen.setdefault(shard.X_nd[row].tobytes(), int(row))
+    rows = np.fromiter(chosen.values(), np.int64, len(chosen))
     return dist_n[rows], shard.X_nd[rows]
 
 

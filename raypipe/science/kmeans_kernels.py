@@ -87,9 +87,7 @@ def distances(X_nd: F32, C_kd: F32, labels_n: I32, out_n: F64) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})  # type: ignore[untyped-decorator]
-def centre_rows(  # noqa: PLR0917 - numba takes plain arrays
-    X_nd: F32, rows_b: I64, mean_d: F64, scale: float, Y_bd: F32, norms_b: F64
-) -> None:
+def centre_rows(X_nd: F32, rows_b: I64, mean_d: F64, scale: float, Y_bd: F32, norms_b: F64) -> None:
     """Write (x - mean) * scale as float32 and its Euclidean norm; feeds only the product and its margin.
 
     `scale` is a power of two, so each entry has one float64 and one float32 rounding.
@@ -135,7 +133,7 @@ def top_two(scores_k: F32, half_k: F32, top_l: F32, second_l: F32) -> Any:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def scan_block(  # noqa: PLR0917 - numba takes plain arrays
+def scan_block(
     P_bk: F32, half_k: F32, rows_b: I64, norms_b: F64, reach: float, scale: float,
     X_nd: F32, C_kd: F32, labels_n: I32, dist_n: F64, lower_n: F64,
 ) -> None:  # fmt: skip
@@ -198,7 +196,7 @@ def scan_block(  # noqa: PLR0917 - numba takes plain arrays
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def keep_proven(  # noqa: PLR0917 - numba takes plain arrays
+def keep_proven(
     X_nd: F32, C_kd: F32, shift_k: F64, labels_n: I32, dist_n: F64, lower_n: F64, first: int, last: int
 ) -> Any:
     """Rescore rows first..last-1 to their labels' moved centroids; return the rows whose label may change, [m] int64.
@@ -246,16 +244,13 @@ def total_in_order(values_n: F64) -> Any:
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def column_sums(X_nd: F32, sums_d: F64) -> Any:
-    """Add the rows of X_nd to sums_d in row order; return the largest absolute value, NaN if any value is NaN."""
+    """Add the rows of X_nd to sums_d in row order; return the largest absolute value (NaN is not seen here)."""
     largest = 0.0
     for i in range(X_nd.shape[0]):
         for j in range(X_nd.shape[1]):
             value = np.float64(X_nd[i, j])
             sums_d[j] += value
-            if not abs(value) <= largest:  # also true for NaN
-                largest = abs(value)
-        if np.isnan(largest):
-            return largest
+            largest = max(largest, abs(value))
     return largest
 
 

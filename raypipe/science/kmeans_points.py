@@ -124,7 +124,7 @@ def measure(points: Points, threads: int) -> Frame:
     if len(widths) != 1:
         raise ClusteringError(f"points of widths {widths} cannot be clustered together; give shards of one width")
     starts = np.cumsum([0] + [count for count, _, _ in parts], dtype=np.int64)
-    bad = [index for index, (_, _, largest) in enumerate(parts) if not math.isfinite(largest)]
+    bad = [index for index, (_, sums_d, _) in enumerate(parts) if not np.isfinite(sums_d).all()]  # sums cannot overflow
     if bad:
         raise ClusteringError(f"points of shard {bad[0]} hold NaN or infinite values; expected finite float32 numbers")
     n = max(int(starts[-1]), 1)

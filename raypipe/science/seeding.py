@@ -182,6 +182,7 @@ def _distances(shard: Shard, old: Centroids | None, new: Centroids, pool: I64 | 
     if done == 0:
         found = nothing_found(len(shard.X_nd))
     if done < len(new.C_kd):
+        found.labels_n.fill(-1)  # it numbers the centroids of one search, which start again at 0
         nearest(shard, rows, new.C_kd[done:], frame, found)
         shard.state["seeding"] = (new.key, looked_at), found
     D_m: F64 = found.dist_n[rows]

@@ -125,7 +125,7 @@ def _in_group(context: Context, cell: Cell, item: Item) -> None:
         needed, workers = memory_needed(item["points"], width), context.cluster.resources.workers
         if needed > workers * context.cluster.resources.memory:
             raise ClusteringError(
-                f"needs {needed / 2**30:.1f} GiB over {workers} workers; raise resources.workers or resources.memory"
+                f"needs {needed / 2**30:.3g} GiB over {workers} workers; raise resources.workers or resources.memory"
             )
         with context.cluster.points(partial(read_shard, item["run"], item["layer"]), item["shards"]) as points:
             receipt = _write(item, _fit(points, item), started)

@@ -149,7 +149,8 @@ def corpus(count: int = SENTENCES, seed: int = 0) -> tuple[Sentence, ...]:
     Returns:
         Sentences, no two alike in any language.
     """
-    rng, seen, sentences = Random(seed), {lang: set[str]() for lang in LANGUAGES}, []
+    rng, seen = Random(seed), {lang: set[str]() for lang in LANGUAGES}
+    sentences: list[Sentence] = []
     while len(sentences) < count:
         slots, english, spanish, russian = TEMPLATES[len(sentences) % len(TEMPLATES)]
         portuguese = spanish

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, CLS, SEP, MASK = (SPECIAL.index(name) for name in ("[PAD]", "[CLS]", "[SEP]", "[MASK]"))
@@ -29,16 +29,17 @@ class Settings:
     width: int = 64
     heads: int = 4
     pieces: int = 2400
-    """Letters and merged pieces that the tokenizer learns."""
+    """Letters and merged pieces to learn; the vocabulary marks continuations and drops unused merges."""
     positions: int = 64
-    rows: int = 64
+    """Longest row, in pieces."""
+    rows: int = 32
     """Rows of a step, half of them one sentence and half a sentence with its translation."""
     masked: float = 0.25
     """Share of the pieces to guess."""
     rate: float = 2e-3
     """Peak learning rate; linear warm-up, then cosine to zero."""
     warmup: int = 100
-    checkpoints: tuple[int, ...] = (0, 100, 300, 600, 1200, 2400)
+    checkpoints: tuple[int, ...] = (0, 100, 250, 500, 1000, 1500)
     """Steps after which the model is saved; the last one ends the training."""
     seed: int = 0
 
@@ -49,9 +50,13 @@ Row = list[tuple[int, int]]
 
 @contextmanager
 def _borrowed_torch(seed: int) -> Iterator[None]:
-    """Seed torch and take at most two threads; give both back as they were."""
+    """Seed torch and take one thread; give both back as they were.
+
+    One thread, because a second gains little at this size, slows a busy machine down, and would let the weights
+    depend on the number of cores.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -60,7 +65,7 @@ def _borrowed_torch(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def train_tokenizer(lines: Sequence[str], pieces: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(lines: Sequence[str], settings: Settings) -> PreTrainedTokenizerFast:
     """Learn a cased WordPiece vocabulary of whitespace-separated words.
 
     The pieces are learned by byte-pair merges and then marked as word starts and continuations, because the library's
@@ -68,14 +73,14 @@ def train_tokenizer(lines: Sequence[str], pieces: int) -> PreTrainedTokenizerFas
 
     Args:
         lines: sentences of all languages.
-        pieces: letters and merged pieces to learn; the vocabulary, which marks continuations, is somewhat larger.
+        settings: its ``pieces`` bounds the merges, its ``positions`` is the longest row.
 
     Returns:
         Tokenizer that puts a row as [CLS] a [SEP], a pair as [CLS] a [SEP] b [SEP].
     """
     merger = Tokenizer(models.BPE())
     merger.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    merger.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=pieces, show_progress=False))
+    merger.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=settings.pieces, show_progress=False))
     words = {word for line in lines for word in line.split()}
     letters = {letter for word in words for letter in word}
     vocabulary = letters | {f"##{letter}" for letter in letters}
@@ -83,7 +88,7 @@ def train_tokenizer(lines: Sequence[str], pieces: int) -> PreTrainedTokenizerFas
         start, *rest = merger.encode(word).tokens
         vocabulary |= {start, *(f"##{piece}" for piece in rest)}
     numbers = {piece: number for number, piece in enumerate([*SPECIAL, *sorted(vocabulary)])}
-    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token=SPECIAL[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -91,7 +96,7 @@ def train_tokenizer(lines: Sequence[str], pieces: int) -> PreTrainedTokenizerFas
         special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
     )
     names = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=settings.positions, **names)
 
 
 def _batch(
@@ -100,9 +105,9 @@ def _batch(
     """Draw one step's rows: ids, positions, labels, each (rows, longest row) int64."""
     rows: list[Row] = []
     for number in range(settings.rows):
-        translations = sentences[rng.integers(len(sentences))]
+        translations = sentences[int(rng.integers(len(sentences)))]
         first, second = rng.permutation(len(translations))[:2]
-        row = list(zip([CLS, *translations[first], SEP], range(settings.positions)))  # noqa: B905
+        row = [(piece, place) for place, piece in enumerate([CLS, *translations[first], SEP])]
         if number % 2:
             row += [(piece, place) for place, piece in enumerate([*translations[second], SEP], start=1)]
         rows.append(row)
@@ -116,9 +121,29 @@ def _batch(
     return torch.where(mask, MASK, ids), positions, labels
 
 
+def _model(vocabulary: int, settings: Settings) -> BertForMaskedLM:
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=settings.width,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=4 * settings.width,
+        max_position_embeddings=settings.positions,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=PAD,
+    )
+    return BertForMaskedLM(config).train()
+
+
 def _save(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a Hugging Face directory without the library's progress bar."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if shown:
+        logging.enable_progress_bar()
 
 
 def _loss(model: Any, ids: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -142,22 +167,11 @@ def train(
         settings: size and schedule.
         progress: told one line at each checkpoint.
     """
-    tokenizer = train_tokenizer([line for sentence in corpus for line in sentence], settings.pieces)
+    tokenizer = train_tokenizer([line for sentence in corpus for line in sentence], settings)
     sentences = [tokenizer(list(sentence), add_special_tokens=False)["input_ids"] for sentence in corpus]
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.width,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        intermediate_size=4 * settings.width,
-        max_position_embeddings=settings.positions,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=PAD,
-    )
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([settings.seed])))
     with _borrowed_torch(settings.seed):
-        model = BertForMaskedLM(config).train()
+        model = _model(len(tokenizer), settings)
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, fused=True)
         last = max(settings.checkpoints)
         ramp = max(1, min(settings.warmup, last))
@@ -172,6 +186,6 @@ def train(
             if step < last:
                 loss = _loss(model, *_batch(sentences, settings, rng))
                 optimizer.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()

@@ -93,7 +93,7 @@ def _layers(metric: str, frame: pd.DataFrame, x: alt.X, shown: str) -> alt.Layer
         random = random.encode(y=y, color=color, strokeDash=alt.StrokeDashDatum(labels[2]))
         level = x.shorthand.startswith("step")  # random weights have no step: a level line over all of them
         parts.insert(0, random.mark_rule(strokeWidth=1.5) if level else random.mark_line(strokeWidth=1.5).encode(x=x))
-    return alt.layer(*parts)
+    return alt.layer(*parts) if len(parts) > 1 else parts[0]
 
 
 def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str) -> dict[str, Any]:

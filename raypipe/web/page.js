@@ -14,9 +14,10 @@ async function draw() {
     const most = Math.max(1, Math.min(4, Math.floor((box.clientWidth - 30) / (spec.spec.width + 20))));
     spec.columns = Math.ceil(spec.columns / Math.ceil(spec.columns / most)); // rows of like length
     if (id !== "calign-pairs") {
-      spec.spec.width = Math.min(600, Math.floor((box.clientWidth - 50) / spec.columns) - 20);
+      spec.spec.width = Math.min(600, Math.floor((box.clientWidth - 60) / spec.columns) - 20);
       spec.spec.height = Math.max(120, Math.min(260, 0.55 * spec.spec.width));
     }
+    if (box.clientWidth < 600) spec.config.legend.columns = 1;
     for (const p of spec.params) p.value = values()[p.name] ?? p.value;
     spec.datasets = { [spec.data.name]: sets[spec.data.name] };
     const actions = { export: true, source: false, compiled: false, editor: false };

@@ -1,0 +1,256 @@
+"""The whole job on a tiny grid: same bytes everywhere, resume, rerun, mismatch, partial failure."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_world
+import yaml
+
+import raypipe
+from raypipe.errors import CellsFailed, FingerprintMismatch, RunError
+from raypipe.grid import Grid
+from raypipe.progress import Silent
+from raypipe.statefile import read_layer
+
+TABLES = ("calign", "aligned", "colap", "overlap")
+
+
+def score_bytes(run: Path) -> dict[str, bytes]:
+    return {name: (run / "scores" / f"{name}.parquet").read_bytes() for name in TABLES}
+
+
+class Notes(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.fixture(scope="module")
+def reference(world: tiny_world.World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run in this process."""
+    place = tmp_path_factory.mktemp("reference") / "run"
+    raypipe.run(Grid(**world.grid()), place, "inprocess")
+    return place
+
+
+def test_every_row_of_the_grid_is_there(reference: Path) -> None:
+    run = raypipe.open_run(reference)
+    calign, colap = run.calign().to_pandas(), run.colap().to_pandas()
+    revisions, layers, seeds, thetas = ["step-2", "step-10", "random:7"], [1, 3], [0, 1], [0.5, 0.8]
+    assert len(calign) == len(revisions) * len(layers) * len(seeds) * len(thetas) * 6
+    assert len(colap) == len(revisions) * len(layers) * len(seeds) * 3
+    assert list(calign.revision.unique()) == revisions
+    scored = calign[calign.reason == ""]
+    assert {*zip(scored.source, scored.target, strict=True)} == {("en", "de"), ("de", "en"), ("en", "fr"), ("fr", "en")}
+    assert (scored.aligned <= scored.reachable).all()
+    assert (scored.reachable <= scored.eligible).all()
+    assert (scored.eligible <= scored.concepts).all()
+    assert np.allclose(scored.aligned / scored.concepts, scored.calign)
+    assert (scored.null_p > 0).all()
+    skipped = calign[calign.reason == "no_lexicon"]
+    assert {*zip(skipped.source, skipped.target, strict=True)} == {("de", "fr"), ("fr", "de")}
+    assert skipped.calign.isna().all()
+    aligned = run.aligned().to_pandas()
+    counts = aligned.groupby(["revision", "layer", "source", "target", "seed", "theta"]).source_concept.nunique()
+    for key, n in counts.items():
+        row = scored.set_index(["revision", "layer", "source", "target", "seed", "theta"]).loc[key]
+        assert row.aligned == n
+    shares = run.overlap().to_pandas().groupby(["revision", "layer", "scope", "seed", "concept"]).share.sum()
+    assert np.allclose(shares, 1)
+
+
+def test_states_and_concepts_read_back(reference: Path, world: tiny_world.World) -> None:
+    run = raypipe.open_run(reference)
+    words, states = run.states("tiny", "step-10", "de", 3)
+    lines = (world.path / "text" / "de.txt").read_text().splitlines()
+    assert words.num_rows == len(states) > 50
+    assert all(lines[row["sentence"]].split()[row["token"]] == row["word"] for row in words.to_pylist())
+    places = list(zip(words["sentence"].to_pylist(), words["token"].to_pylist(), strict=True))
+    assert places == sorted(set(places))
+    table, direct = raypipe.word_states(str(world.path / "model" / "step-10"), [line.split() for line in lines], [1, 3])
+    at = {(row["sentence"], row["token"]): i for i, row in enumerate(table.to_pylist())}
+    expected = direct[3][[at[place] for place in places]]
+    assert np.abs(states - expected).max() <= 1e-4 * max(1.0, float(np.abs(expected).max()))
+    labels = run.concepts(revision="step-10", layer=3, scope="de", seed=0)
+    assert labels["word"].to_pylist() == words["word"].to_pylist()
+    assert set(labels["concept"].to_pylist()) == set(range(6))
+    with pytest.raises(RunError, match=r"fits 2 clusterings; choose seed: 0, 1"):
+        run.concepts(revision="step-10", layer=3, scope="de")
+    with pytest.raises(RunError, match="nothing finished for layer=2"):
+        run.concepts(layer=2)
+    part = next((reference / "activations").rglob("part-*.parquet"))
+    with pytest.raises(RunError, match="holds no layer 2; add it to the grid's layers"):
+        read_layer(part, 2)
+
+
+def test_concepts_are_the_public_kmeans_of_the_states(reference: Path) -> None:
+    run = raypipe.open_run(reference)
+    _, states = run.states("tiny", "step-2", "en", 1)
+    labels = run.concepts(revision="step-2", layer=1, scope="en", seed=1)["concept"].to_numpy()
+    assert (raypipe.KMeans(6, seed=1).fit(states).labels == labels).all()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_tables_are_the_same_bytes_on_ray(
+    reference: Path, world: tiny_world.World, tmp_path: Path, workers: int
+) -> None:
+    notes = Notes()
+    raypipe.run(Grid(**world.grid(resources={"workers": workers})), tmp_path / "run", "local", watcher=notes)
+    assert score_bytes(tmp_path / "run") == score_bytes(reference)
+    assert any("local Ray" in text for text in notes.texts)
+
+
+@pytest.mark.ray
+def test_a_worker_group_gives_the_same_bytes(world: tiny_world.World, tmp_path: Path) -> None:
+    """With 20 KiB a worker holds one language's points (about 120 x 16 floats, 2.5 times), but not those of two."""
+    small = {
+        "layers": [1],
+        "models": [{"name": "tiny", "path": str(world.path / "model"), "revisions": ["step-2"]}],
+        "pairs": ["en-de"],
+    }
+    grid = Grid(**world.grid(**small, resources={"workers": 2, "memory": "20KiB"}))
+    raypipe.run(grid, tmp_path / "group", "local")
+    raypipe.run(Grid(**world.grid(**small)), tmp_path / "whole", "inprocess")
+    assert score_bytes(tmp_path / "group") == score_bytes(tmp_path / "whole")
+    tight = Grid(**world.grid(**small, resources={"workers": 2, "memory": "1KiB"}))
+    with pytest.raises(CellsFailed, match=r"needs .* over 2 workers; raise resources.workers or resources.memory"):
+        raypipe.run(tight, tmp_path / "tight", "inprocess")
+
+
+def test_a_second_run_does_nothing_and_more_seeds_only_add(
+    reference: Path, world: tiny_world.World, tmp_path: Path
+) -> None:
+    shutil.copytree(reference, tmp_path / "run")
+    before = score_bytes(reference)
+    marks = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/_done").rglob("*.json")}
+    notes = Notes()
+    raypipe.run(Grid(**world.grid()), tmp_path / "run", "inprocess", watcher=notes)
+    assert score_bytes(tmp_path / "run") == before
+    assert any("cells are there already" in text for text in notes.texts)
+    assert marks == {p: p.stat().st_mtime_ns for p in (tmp_path / "run/_done").rglob("*.json")}
+    more = Grid(**world.grid(concepts={"k": [6], "seeds": [0, 1, 2]}))
+    raypipe.run(more, tmp_path / "run", "inprocess")
+    held = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/_done").rglob("*.json")}
+    assert all(held[p] == t for p, t in marks.items() if "/scores/" not in str(p))
+    raypipe.run(more, tmp_path / "fresh", "inprocess")
+    assert score_bytes(tmp_path / "run") == score_bytes(tmp_path / "fresh")
+
+
+def test_a_layer_asked_for_later_extracts_again_and_says_so(
+    reference: Path, world: tiny_world.World, tmp_path: Path
+) -> None:
+    shutil.copytree(reference, tmp_path / "run")
+    notes = Notes()
+    wider = Grid(**world.grid(layers="all"))
+    raypipe.run(wider, tmp_path / "run", "inprocess", watcher=notes)
+    assert any("other layers were written" in text for text in notes.texts)
+    raypipe.run(wider, tmp_path / "fresh", "inprocess")
+    assert score_bytes(tmp_path / "run") == score_bytes(tmp_path / "fresh")
+
+
+def test_another_setting_is_refused_until_rerun(reference: Path, world: tiny_world.World, tmp_path: Path) -> None:
+    shutil.copytree(reference, tmp_path / "run")
+    changed = Grid(**world.grid(words={"max_freq": 3}))
+    with pytest.raises(FingerprintMismatch, match=r"words\.max_freq = 15, now 3; use --rerun corpus or another --run"):
+        raypipe.run(changed, tmp_path / "run", "inprocess")
+    assert score_bytes(tmp_path / "run") == score_bytes(reference)
+    raypipe.run(changed, tmp_path / "run", "inprocess", rerun="corpus")
+    raypipe.run(changed, tmp_path / "fresh", "inprocess")
+    assert score_bytes(tmp_path / "run") == score_bytes(tmp_path / "fresh")
+
+
+def test_a_changed_checkpoint_under_the_old_path_is_noticed(world: tiny_world.World, tmp_path: Path) -> None:
+    shutil.copytree(world.path / "model", tmp_path / "model")
+    grid = Grid(**world.grid(models=[{"name": "tiny", "path": str(tmp_path / "model"), "revisions": ["step-2"]}]))
+    raypipe.run(grid, tmp_path / "run", "inprocess")
+    shutil.copy(tmp_path / "model/step-10/model.safetensors", tmp_path / "model/step-2/model.safetensors")
+    with pytest.raises(FingerprintMismatch, match="was made from another model weights"):
+        raypipe.run(grid, tmp_path / "run", "inprocess")
+
+
+def test_one_stage_alone_and_unknown_stages(world: tiny_world.World, tmp_path: Path) -> None:
+    grid = Grid(**world.grid())
+    raypipe.run(grid, tmp_path / "run", "inprocess", only="corpus")
+    assert (tmp_path / "run/corpus/lang=de/occurrences.parquet").is_file()
+    assert not (tmp_path / "run/activations").exists()
+    with pytest.raises(RunError, match="stage walk: unknown; expected one of corpus, lexicon, extract"):
+        raypipe.run(grid, tmp_path / "run", "inprocess", only="walk")
+
+
+def test_a_failed_cell_leaves_the_others_and_is_retried(world: tiny_world.World, tmp_path: Path) -> None:
+    grid = Grid(**world.grid(concepts={"k": [6, 5000], "seeds": [0]}, layers=[1]))
+    with pytest.raises(CellsFailed, match=r"cells failed; the others are finished.*k=5000") as error:
+        raypipe.run(grid, tmp_path / "run", "inprocess")
+    assert "distinct points" in str(error.value)
+    calign = raypipe.open_run(tmp_path / "run").calign().to_pandas()
+    assert set(calign.k) == {6}
+    assert len(calign) == 3 * 2 * 6
+    trace = next((tmp_path / "run/_failed/concepts").rglob("*.json")).read_text()
+    assert "Traceback" in trace
+
+
+def _command(world: tiny_world.World, run: Path, grid: Path) -> list[str]:
+    grid.write_text(yaml.safe_dump(world.grid()))
+    return [sys.executable, "-m", "raypipe.cli", "run", str(grid), "--run", str(run), "--address", "inprocess"]
+
+
+def test_a_killed_driver_resumes_to_the_same_bytes(reference: Path, world: tiny_world.World, tmp_path: Path) -> None:
+    command = _command(world, tmp_path / "run", tmp_path / "grid.yaml")
+    draw = random.Random(time.time_ns())
+    killed = 0
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _wait_for(tmp_path / "run" / "run.json", process)
+        try:
+            process.wait(draw.uniform(0, 4))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert killed
+    assert score_bytes(tmp_path / "run") == score_bytes(reference)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def _wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
+    while not file.exists() and process.poll() is None:
+        time.sleep(0.02)
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(world: tiny_world.World, tmp_path: Path) -> None:
+    command = _command(world, tmp_path / "run", tmp_path / "grid.yaml")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    _wait_for(tmp_path / "run" / "run.json", process)  # type: ignore[arg-type]
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
+
+
+def test_float16_states_and_other_poolings_run(world: tiny_world.World, tmp_path: Path) -> None:
+    changed: dict[str, Any] = {"dtype": {"store": "float16"}, "words": {"pooling": "mean"}, "layers": [3]}
+    raypipe.run(Grid(**world.grid(**changed)), tmp_path / "run", "inprocess")
+    part = next((tmp_path / "run/activations").rglob("part-*.parquet"))
+    assert "variant=v-mean" in str(part)
+    assert pq.read_schema(part).field("layer_03").metadata == {b"dtype": b"float16", b"width": b"16"}
+    assert read_layer(part, 3).dtype == np.float32

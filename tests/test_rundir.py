@@ -1,0 +1,172 @@
+"""The run directory: atomic writes, marks that carry fingerprints, status."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from raypipe.errors import FingerprintMismatch, RunError
+from raypipe.rundir import Cell, RunDir, digest, file_digest
+
+TABLE = pa.table({"a": [1, 2], "b": ["x", "y"]})
+
+
+def begun(path: Path, name: str = "g") -> RunDir:
+    run = RunDir.create(path, name)
+    run.write_json("run.json", {"name": name})
+    return run
+
+
+def cell(**changed: object) -> Cell:
+    settings: dict[str, object] = {
+        "fields": {"words.max_freq": 15},
+        "inputs": {"corpus of de": "aa"},
+        "axes": {"layers": [1, 3]},
+    }
+    return Cell("extract", (("model", "m"), ("revision", "random:0")), **settings | changed)  # type: ignore[arg-type]
+
+
+def finish(run: RunDir, done: Cell) -> None:
+    run.finish(done, {"x/t.parquet": run.write_table("x/t.parquet", TABLE)}, 1.23456, {"points": 2})
+
+
+def test_a_cell_has_a_folder_a_label_and_a_fingerprint() -> None:
+    made = cell()
+    assert made.path == "model=m/revision=random%3A0"
+    assert made.label == "extract m random:0"
+    assert made["revision"] == "random:0"
+    assert made.fingerprint == cell(axes={}).fingerprint
+    assert made.fingerprint != cell(fields={"words.max_freq": 16}).fingerprint
+    assert made.fingerprint != cell(inputs={"corpus of de": "bb"}).fingerprint
+    assert len({made, cell()}) == 1
+
+
+def test_a_digest_refuses_what_json_cannot_hold() -> None:
+    assert digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    with pytest.raises(TypeError, match="set"):
+        digest({1, 2})
+
+
+def test_the_mark_makes_the_cell_done(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    assert not run.is_done(cell())
+    finish(run, cell())
+    assert run.is_done(cell())
+    mark = run.mark(cell())
+    assert mark is not None
+    assert (mark.seconds, mark.receipt) == (1.235, {"points": 2})
+    assert mark.files["x/t.parquet"]["sha256"] == file_digest(run.path / "x/t.parquet")
+    assert run.count_marks("extract") == 1
+    run.forget("extract")
+    assert run.mark(cell()) is None
+
+
+def test_a_missing_or_shortened_file_undoes_the_cell(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    finish(run, cell())
+    target = run.path / "x/t.parquet"
+    target.write_bytes(target.read_bytes()[:-1])
+    assert not run.is_done(cell())
+    target.unlink()
+    assert not run.is_done(cell())
+
+
+def test_axes_kept_inside_a_cell_must_match_or_may_hold_more(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    finish(run, cell())
+    assert not run.is_done(cell(axes={"layers": [1]}))
+    assert run.is_done(cell(axes={"layers": [3]}, grows=True))
+    assert not run.is_done(cell(axes={"layers": [1, 2]}, grows=True))
+    assert not run.is_done(cell(axes={"layers": [1, 3], "k": [5]}, grows=True))
+
+
+def test_another_field_or_input_is_a_mismatch_that_names_it(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    finish(run, cell())
+    with pytest.raises(
+        FingerprintMismatch, match=r"was made with words\.max_freq = 15, now 10; use --rerun extract or another --run"
+    ):
+        run.is_done(cell(fields={"words.max_freq": 10}))
+    with pytest.raises(FingerprintMismatch, match="was made from another corpus of de; use --rerun extract"):
+        run.is_done(cell(inputs={"corpus of de": "bb"}))
+
+
+def test_failures_are_kept_until_the_cell_is_done(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    name = run.fail(cell(), "too few points", "Traceback ...")
+    assert run.failures() == [
+        {"cell": cell().label, "message": "too few points", "trace": "Traceback ...", "file": name}
+    ]
+    finish(run, cell())
+    assert run.failures() == []
+
+
+def test_writes_leave_no_temporary_file_and_equal_tables_are_equal_bytes(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    first, second = run.write_table("a.parquet", TABLE), run.write_table("b.parquet", TABLE)
+    assert first == second
+    assert run.write_table("empty.parquet", TABLE.slice(0, 0))["bytes"] > 0
+    assert sorted(p.name for p in run.path.iterdir()) == ["a.parquet", "b.parquet", "empty.parquet", "run.json"]
+    assert run.read_table("a.parquet", ["b"]).to_pydict() == {"b": ["x", "y"]}
+
+
+def test_a_killed_writers_leftover_is_cleaned(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    (run.path / ".part.parquet.abc.tmp").write_bytes(b"half")
+    RunDir.create(run.path, "g")
+    assert [p.name for p in run.path.iterdir()] == ["run.json"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    run.write_bytes("a", b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # a full disk in small: no file may grow beyond 64 bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+        with pytest.raises(
+            RunError, match=r"a: cannot be written \(File too large\); free space or choose another --run"
+        ):
+            run.write_bytes("a", b"new" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (run.path / "a").read_bytes() == b"old"
+    assert sorted(p.name for p in run.path.iterdir()) == ["a", "run.json"]
+
+
+def test_an_unusable_directory_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match=r"file/r: cannot be written \(Not a directory\)"):
+        RunDir.create(tmp_path / "file" / "r", "g")
+    with pytest.raises(RunError, match=r"is not empty and not a run directory; choose another --run"):
+        RunDir.create(tmp_path, "g")
+    begun(tmp_path / "r", "one")
+    with pytest.raises(RunError, match="holds the grid 'one', not 'two'; choose another --run or rename the grid"):
+        RunDir.create(tmp_path / "r", "two")
+    with pytest.raises(RunError, match=r"not a run directory \(no run\.json\); make one with"):
+        RunDir.open(tmp_path / "none")
+    assert RunDir.open(tmp_path / "r").path == tmp_path / "r"
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    (run.path / "t.parquet").write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(RunError, match=r"t\.parquet: missing or damaged \(.*\); run the grid again"):
+        run.read_table("t.parquet")
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(RunError, match=r"run\.json: missing or damaged"):
+        run.read_json("run.json")
+
+
+def test_json_is_sorted_and_plain(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    run.write_json("a.json", {"b": "é", "a": 1})
+    text = (run.path / "a.json").read_text(encoding="utf-8")
+    assert text.index('"a"') < text.index('"b"')
+    assert "é" in text
+    assert json.loads(text) == {"a": 1, "b": "é"}
+    assert os.access(run.path / "a.json", os.R_OK)
