@@ -110,6 +110,7 @@ def test_inprocess_imports_neither_ray_nor_torch(tmp_path):
     assert run_script(code, tmp_path).stdout == "set()\n"
 
 
+@pytest.mark.ray
 def test_local_ray_is_silent_about_lost_workers_and_leaves_nothing_behind(tmp_path):
     code = f"""
         import os, threading
@@ -152,6 +153,7 @@ def test_local_ray_is_silent_about_lost_workers_and_leaves_nothing_behind(tmp_pa
     ]
 
 
+@pytest.mark.ray
 def test_ctrl_c_ends_pending_work_and_all_processes(tmp_path):
     code = f"""
         import os, signal, threading, time
@@ -241,10 +243,6 @@ def threads_seen(_: object) -> tuple[set[int], set[str]]:
     return {library["num_threads"] for library in threadpool_info()}, {os.environ[name] for name in names}
 
 
-def threads_of_shard(shard, _=None):
-    return threads_seen(shard)
-
-
 class Squares:
     """A worker of a stream."""
 
@@ -311,10 +309,8 @@ def test_map_runs_no_more_workers_than_asked_and_stops_when_left(place, tmp_path
 
 
 def test_workers_have_the_threads_that_were_asked(place):
-    with place.points(partial(np.ones, dtype=np.float32), [(2, 2)]) as points:
-        in_points = points.map(threads_of_shard)
     in_stream = dict(place.stream(Threads, [{}]))[0]
-    assert in_points == [result for _, result in place.map(threads_seen, [0])] == [({1}, {"1"})]
+    assert list(place.map(threads_seen, [0])) == [(0, ({1}, {"1"}))]
     assert in_stream == {"threads": [1], "names": ["1"]}
 
 
@@ -483,6 +479,7 @@ def test_points_are_read_once_and_visited_in_shard_order(place, tmp_path):
             points.map(raise_on, (4, 1, 2))
         assert [number for number, _ in points.map(visits)] == [1] * 5
         assert [number for number, _ in points.map(visits)] == [2] * 5
+        assert points.map(threads_seen) == [({1}, {"1"})] * 5
     assert len(list(tmp_path.iterdir())) == 5
 
 
@@ -536,18 +533,6 @@ def test_points_give_up_a_call_that_always_loses_its_worker(local, tmp_path):
 
 
 @pytest.mark.ray
-def test_points_give_up_a_call_that_never_returns(local, monkeypatch):
-    from raypipe.cluster import ray_points
-
-    with local.points(partial(draw, None), range(2)) as points:
-        monkeypatch.setattr(ray_points, "CALL_SECONDS", 1.0)
-        with pytest.raises(
-            ClusterError, match="sleep_long on 2 shards: nothing came back for 1 s; expected an answer of"
-        ):
-            points.map(sleep_long)
-
-
-@pytest.mark.ray
 def test_the_second_arrival_of_a_shard_is_dropped(local, monkeypatch):
     from raypipe.cluster import ray_points
 
@@ -559,7 +544,21 @@ def test_the_second_arrival_of_a_shard_is_dropped(local, monkeypatch):
     assert [number for number, _ in owner.call(visits, ())] == [2]
 
 
-# --- Room ---
+# --- Time-outs ---
+
+
+@pytest.mark.ray
+def test_a_call_that_never_returns_is_given_up(local):
+    import ray
+
+    from raypipe.cluster import ray_wait
+
+    task = ray.remote(num_cpus=1)(sleep_long).remote()
+    with pytest.raises(
+        ClusterError, match=r"f on 2 shards: nothing came back for 0\.5 s; expected an answer of one of 1"
+    ):
+        ray_wait.wait_any([task], TWO, 0.5, "f on 2 shards")
+    ray.cancel(task, force=True)
 
 
 @pytest.mark.ray

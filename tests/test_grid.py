@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,10 +216,8 @@ plain = st.recursive(
 
 @given(st.dictionaries(st.sampled_from([*BASE, "words", "concepts", "layers", "pairs", "colap"]), plain))
 def test_no_input_escapes_as_another_error(changed: dict[str, Any]) -> None:
-    try:
+    with suppress(RaypipeError):
         Grid(**{**BASE, **changed})
-    except RaypipeError as error:
-        assert str(error)
 
 
 def test_every_field_is_described() -> None:

@@ -209,12 +209,11 @@ class Worker:
         shape = (len(item["layers"]), len(encoded.words), self._extractor.width)
         states = np.empty(shape, np.dtype(item["store"]))
         for batch in batches:
-            rows = np.flatnonzero(np.isin(encoded.row, batch))
             with np.errstate(over="ignore"):
                 stored = self._extractor(encoded.take(batch)).astype(states.dtype)
             if not np.isfinite(stored).all():
                 raise RunError(f"states of {item['folder']} overflow {item['store']}; set dtype.store: float32")
-            states[:, rows] = stored.transpose(1, 0, 2)
+            states[:, encoded.words_of(batch)] = stored.transpose(1, 0, 2)
         return states
 
     def _lost(self, encoded: Encoded, numbers: np.ndarray, text: pa.ChunkedArray, language: str) -> pa.Table:

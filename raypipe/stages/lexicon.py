@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,7 @@ from raypipe.interop.alignments import read_pharaoh
 from raypipe.interop.dictionaries import read_dictionary
 from raypipe.rundir import Cell, RunDir, file_digest
 from raypipe.schema import make_table
-from raypipe.science.occurrences import dictionary_from_links
+from raypipe.science.occurrences import dictionary_from_links, normalise
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan
 
@@ -27,11 +28,16 @@ def cells(plan: Plan) -> list[Cell]:
         key = (("source", source), ("target", target))
         if induce:
             corpora = {f"text of {lang}": plan.corpus[lang] for lang in (source, target)}
-            fields = plan.fields("lexicon.induce", "words.min_words", "words.max_words") | {"lexicon version": VERSION}
+            fields = plan.fields("lexicon.induce", "words.normalise", "words.min_words", "words.max_words") | {
+                "lexicon version": VERSION
+            }
             made.append(Cell(NAME, key, fields, corpora))
         elif found := plan.lexicon[source, target]:
             path, inverted = found
-            fields = plan.fields("lexicon.format") | {"inverted": inverted, "lexicon version": VERSION}
+            fields = plan.fields("lexicon.format", "words.normalise") | {
+                "inverted": inverted,
+                "lexicon version": VERSION,
+            }
             made.append(Cell(NAME, key, fields, {f"dictionary {source}-{target}": file_digest(path)}))
     return made
 
@@ -45,22 +51,18 @@ def run(context: Context, todo: list[Cell]) -> None:
     """Reads or induces each dictionary that is not there yet."""
     for direction in skipped(context.plan):
         context.watcher.note(f"skipped: no dictionary for {direction}, neither way; its CALIGN rows say no_lexicon")
-    if context.plan.grid.lexicon.induce and todo:
+    if context.plan.grid.lexicon.induce:
         context.watcher.note(
             "lexicon: eflomal draws its own random seed; the induced dictionaries are kept in the run and reused"
         )
     context.watcher.start(NAME, len(todo), "directions", 0)
-    items = []
+    grid, items = context.plan.grid, list[Item]()
     for cell in todo:
         source, target = cell["source"], cell["target"]
-        item = {
-            "run": str(context.run.path),
-            "source": source,
-            "target": target,
-            "induce": context.plan.grid.lexicon.induce,
-        }
+        item: Item = {"run": str(context.run.path), "source": source, "target": target}
+        item |= {"induce": grid.lexicon.induce, "normalise": grid.words.normalise}
         if found := context.plan.lexicon.get((source, target)):
-            item |= {"path": str(found[0]), "inverted": found[1], "format": context.plan.grid.lexicon.format}
+            item |= {"path": str(found[0]), "inverted": found[1], "format": grid.lexicon.format}
             if found[1]:
                 context.watcher.note(f"{source}-{target}: no dictionary of its own; {found[0].name} is inverted")
         items.append(item)
@@ -71,7 +73,7 @@ def work(item: Item) -> Receipt:
     """Reads one direction's dictionary, or induces it, and writes it ranked."""
     started = time.perf_counter()
     run, source, target = RunDir(item["run"]), item["source"], item["target"]
-    entries, dropped = _induced(run, source, target) if item["induce"] else _read(item)
+    entries, dropped = _induced(run, source, target, item["normalise"]) if item["induce"] else _read(item)
     rows = [
         {"source_word": s, "target_word": t, "rank": rank, "probability": probability, "count": count}
         for s, ranked in entries.items()
@@ -95,13 +97,13 @@ Ranked = Mapping[str, Sequence[tuple[str, float | None, int | None]]]
 
 
 def _read(item: Item) -> tuple[Ranked, Receipt]:
-    found = read_dictionary(item["path"], format=item["format"])
+    found = read_dictionary(item["path"], format=item["format"], normalise=partial(normalise, how=item["normalise"]))
     found = found.inverted() if item["inverted"] else found
     entries = {word: [(e.target, e.probability, e.count) for e in ranked] for word, ranked in found.entries.items()}
     return entries, {"dropped_multiword": found.dropped_multiword, "dropped_duplicates": found.dropped_duplicates}
 
 
-def _induced(run: RunDir, source: str, target: str) -> tuple[Ranked, Receipt]:
+def _induced(run: RunDir, source: str, target: str, how: str) -> tuple[Ranked, Receipt]:
     """Counts links of both alignment directions' intersection over the sentences kept in both languages.
 
     Raises:
@@ -120,11 +122,14 @@ def _induced(run: RunDir, source: str, target: str) -> tuple[Ranked, Receipt]:
     pairs = [(a["words"], b["words"]) for a, b in zip(*tables, strict=True) if not a["dropped"] and not b["dropped"]]
     if not pairs:
         raise InputError(f"lexicon.induce: no sentence is kept in both {source} and {target}")
-    sides = [list(side) for side in zip(*pairs, strict=True)]
+    sides = [[[normalise(word, how) for word in words] for words in side] for side in zip(*pairs, strict=True)]
     with TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("forward", "reverse")]
         lines = [[" ".join(words) + "\n" for words in side] for side in sides]
         eflomal.Aligner(model=3).align(*lines, links_filename_fwd=str(files[0]), links_filename_rev=str(files[1]))
-        forward, reverse = (read_pharaoh(file, *sides) for file in files)
+        forward, reverse = (read_pharaoh(file, sides[0], sides[1]).links for file in files)
     links = [sorted(set(a) & set(b)) for a, b in zip(forward, reverse, strict=True)]
-    return dictionary_from_links(*sides, links, [True] * len(links)), {"dropped_multiword": 0, "dropped_duplicates": 0}
+    return dictionary_from_links(sides[0], sides[1], links, [True] * len(links)), {
+        "dropped_multiword": 0,
+        "dropped_duplicates": 0,
+    }

@@ -149,13 +149,11 @@ class _Tables:
         mark = self._run.mark_at("lexicon", path)
         if mark is None:
             return None
-        ranked: dict[str, dict[str, None]] = {}
-        for row in self._run.read_table(f"lexicon/{path}.parquet", ["source_word", "target_word"]).to_pylist():
-            source_word, target_word = (
-                normalise(row[side], self.grid.words.normalise) for side in ("source_word", "target_word")
-            )
-            ranked.setdefault(source_word, {})[target_word] = None
-        return {word: list(targets) for word, targets in ranked.items()}, mark.receipt["dropped_multiword"]
+        ranked: dict[str, list[str]] = {}
+        table = self._run.read_table(f"lexicon/{path}.parquet", ["source_word", "target_word"])
+        for source_word, target_word in zip(*table.to_pydict().values(), strict=True):
+            ranked.setdefault(source_word, []).append(target_word)
+        return ranked, mark.receipt["dropped_multiword"]
 
     def _add_calign(self, key: Row, sides: dict[str, tuple[list[str], Any]]) -> None:
         deepest = self.grid.calign.translations
@@ -237,7 +235,8 @@ def _calign_row(score: Calign) -> Row:
 
 
 def _aligned_row(pair: Any) -> Row:
-    return pair._asdict() | {"word_pairs": [{"source": s, "target": t} for s, t in pair.word_pairs]}
+    row: Row = pair._asdict()
+    return row | {"word_pairs": [{"source": s, "target": t} for s, t in pair.word_pairs]}
 
 
 def _null(observed: float | None, draws: Any) -> Row:
