@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "a-token-of-this-test-alone-0123456789abcdef"
@@ -32,33 +33,6 @@ while not client.get_job_status(job).is_terminal():
     time.sleep(0.5)
 print(client.get_job_logs(job))
 print(client.get_job_status(job).value)
-"""
-
-# Stands in for raypipe/cli.py: the same call, the smallest work on the cluster.
-STAND_IN = """
-import sys
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from raypipe.cluster import connect
-from raypipe.cluster.protocol import Resources
-
-
-def square(item):
-    return item * item
-
-
-def main():
-    command, grid, flag, run = sys.argv[1:]
-    assert (command, flag) == ("run", "--run") and Path(grid).exists(), sys.argv
-    with connect("auto", Resources(1, 0, 1, 0)) as cluster:
-        print(cluster.name)
-        rows = dict(cluster.map(square, range(4)))
-    Path(run).mkdir()
-    pq.write_table(pa.table({"square": [rows[index] for index in range(4)]}), Path(run) / "squares.parquet")
-    raise SystemExit(0)
 """
 
 
@@ -126,12 +100,12 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path, second
 
 
 @pytest.fixture
-def project(tmp_path):
-    """What a job needs of the project, with the grid it runs."""
+def project(tmp_path, world):
+    """What a job needs of the project, with a small grid."""
     for name in ("raypipe", "jobs"):
         shutil.copytree(ROOT / name, tmp_path / "project" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "project" / "raypipe" / "cli.py").write_text(STAND_IN)
-    (tmp_path / "project" / "grid.yaml").write_text("{}\n")
+    small = world.grid(layers=[3], concepts={"k": 6}, pairs=["en-de"], resources={"workers": 2, "memory": "100MiB"})
+    (tmp_path / "project" / "grid.yaml").write_text(yaml.safe_dump(small))
     return tmp_path / "project"
 
 
@@ -146,7 +120,10 @@ def test_a_grid_runs_as_a_job(head, project, tmp_path):
     done = submit(head.jobs, project, tmp_path / "run", head.env)
     assert done.stdout.splitlines()[-1:] == ["SUCCEEDED"], done.stdout + done.stderr
     assert re.search(r"Ray at \S+ \(1 nodes, 2 CPUs\)", done.stdout)
-    assert pq.read_table(tmp_path / "run" / "squares.parquet").to_pydict() == {"square": [0, 1, 4, 9]}
+    calign = pq.read_table(tmp_path / "run" / "scores" / "calign.parquet").to_pandas()
+    assert set(calign.revision) == {"step-2", "step-10", "random:7"}
+    assert len(calign) == 3 * 2 * 2  # revisions x directions x thetas
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
 
 
 @pytest.mark.ray

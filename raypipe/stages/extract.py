@@ -119,6 +119,7 @@ def _item(context: Context, cell: Cell, checkpoint: Checkpoint) -> Item:
         "compute": plan.grid.dtype.compute,
         "store": plan.grid.dtype.store,
         "threads": plan.grid.resources.threads,
+        "device": None if plan.grid.resources.gpus_per_worker else "cpu",
         "language": cell["lang"],
         "folder": f"activations/{cell.path}",
     }
@@ -200,6 +201,7 @@ class Worker:
                 pooling=item["pooling"],
                 compute=item["compute"],
                 threads=item["threads"],
+                device=item["device"],
             )
             self._held = wanted
         return self._extractor
