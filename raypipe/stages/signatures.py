@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,10 +104,21 @@ def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
         if back and abs(row["calign"] - back["calign"]) > 0.2:
             gap = abs(row["calign"] - back["calign"])
             cases.append(("DIRECTION_GAP", where, f"{gap:.2f}", "0.2", gap))
-        if row["null_calign"] is not None and row["calign"] <= row["null_calign"] + 2 * row["null_sd"]:
-            limit = f"null {row['null_calign']:.3f} + 2 sd {row['null_sd']:.3f}"
-            cases.append(("NULL_LIKE", where, f"{row['calign']:.3f}", limit, row["null_calign"] - row["calign"]))
-    return cases
+    return cases + _null_like(scored)
+
+
+def _null_like(scored: list[dict[str, Any]]) -> list[Case]:
+    """Checkpoints with scores that do not rise above their null; freshly initialised weights are not expected to."""
+    of_state: dict[str, list[bool]] = defaultdict(list)
+    for row in scored:
+        if row["null_calign"] is not None and not row["revision"].startswith("random:"):
+            low = row["calign"] <= row["null_calign"] + 2 * row["null_sd"]
+            of_state[f"{row['model']} {row['revision']}"].append(low)
+    return [
+        ("NULL_LIKE", state, f"{sum(low)} of {len(low)} scores", "null + 2 sd", sum(low) / len(low))
+        for state, low in of_state.items()
+        if any(low)
+    ]
 
 
 def _of_colap(rows: list[dict[str, Any]]) -> list[Case]:

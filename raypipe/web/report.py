@@ -58,7 +58,7 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
     scripts = [vl_convert.javascript_bundle(), script]  # type: ignore[call-arg]
     return environment.get_template("page.html.j2").render(
         facts=facts,
-        grid_yaml=yaml.safe_dump(dict(grid), sort_keys=False, allow_unicode=True),
+        grid_yaml=yaml.safe_dump(dict(grid), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110),
         summary=_summary(scored, axes, grid),
         opening=", ".join(f"{s['label']} {s['opening']}" for s in selects[4:]),
         key=key,
