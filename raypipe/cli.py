@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 import json
 import signal
@@ -142,8 +143,8 @@ def _lexicon_format(path: str) -> str:
     from raypipe import toy
     from raypipe.interop.dictionaries import detect_format
 
-    pattern = Path(toy.resolve(path))
-    files = sorted(pattern.parent.glob(pattern.name.replace("{source}", "*").replace("{target}", "*")))
+    pattern = glob.escape(str(Path(toy.resolve(path)).expanduser()))
+    files = sorted(glob.glob(pattern.replace("{source}", "*").replace("{target}", "*")))
     if not files:
         raise GridError(f"--lexicon {path}: no such file; expected a path with {{source}} and {{target}}")
     return detect_format(files[0])
@@ -407,6 +408,13 @@ def colap(
     settings = _official(official, {"theta": theta}, {"theta": "0.3"})
     points = read_clusters(clusters, official=official)
     languages = ["1" if sentence <= boundary else "2" for sentence in points.sentences.tolist()]
+    for language in ("1", "2"):
+        if language not in languages:
+            last = max(points.sentences.tolist(), default=-1)
+            raise GridError(
+                f"--boundary {boundary}: no point of language {language}; {clusters} holds sentences up to {last}, "
+                "give the last one of language 1"
+            )
     score = science.colap(
         points.words,
         points.concepts,

@@ -38,6 +38,7 @@ class Stage:
     name: str
     cells: Callable[[Plan, Cells], list[Cell]]
     run: Callable[[Context, list[Cell], Cells], None]
+    reads: tuple[str, ...] = ()  # stages without which there is nothing to work on
     strict: bool = False  # a failure here is a mistake in the input that everything rests on
 
 
@@ -59,19 +60,23 @@ STAGES = (
         "extract",
         lambda plan, cells: extract.cells(plan, {c["lang"]: c for c in cells["corpus"]}),
         lambda context, todo, _: extract.run(context, todo),
+        reads=("corpus",),
     ),
     Stage(
         "concepts",
         lambda plan, cells: concepts.cells(plan, _by(cells["extract"], *STATE)),
         lambda context, todo, cells: concepts.run(context, todo, _by(cells["extract"], *STATE)),
+        reads=("extract",),
     ),
     Stage(
         "scores",
         lambda plan, cells: scores.cells(plan, cells["concepts"], cells["lexicon"]),
         lambda context, todo, _: scores.run(context, todo),
+        reads=("lexicon", "concepts"),
     ),
 )
 STAGE_NAMES = (*(stage.name for stage in STAGES), "report")
+READS = {stage.name: stage.reads for stage in STAGES} | {"report": ("scores",)}
 
 
 def all_cells(plan: Plan) -> Cells:
@@ -111,11 +116,18 @@ def run(
             raise RunError(f"stage {name}: unknown; expected one of {', '.join(STAGE_NAMES)}")
     plan = make_plan(grid)
     cells = all_cells(plan)
-    folder = RunDir.create(run_dir or Path("runs") / grid.name, grid.name)
-    for name in STAGE_NAMES[STAGE_NAMES.index(rerun) :] if rerun else ():
-        folder.forget(name)
+    again = STAGE_NAMES[STAGE_NAMES.index(rerun) :] if rerun else ()
+    place = Path(run_dir or Path("runs") / grid.name)
+    for name in READS[only] if only else ():
+        if cells[name] and (name in again or not any(map(RunDir(place).mark, cells[name]))):
+            raise RunError(
+                f"--only {only}: {place} holds no result of the stage {name}; run that first, or without --only"
+            )
+    folder = RunDir.create(place, grid.name)
     stages = [stage for stage in STAGES if only in (None, stage.name)]
-    open_cells = {stage.name: [c for c in cells[stage.name] if not folder.is_done(c)] for stage in stages}
+    open_cells = {s.name: [c for c in cells[s.name] if s.name in again or not folder.is_done(c)] for s in stages}
+    for name in again:  # after the check above: a mismatch before the stage must not cost what is there
+        folder.forget(name)
     _freeze(folder, grid, cells)
     context = Context(folder, plan, _Unused(), watcher)
     if any(open_cells.values()):
@@ -191,8 +203,8 @@ def _freeze(folder: RunDir, grid: Grid, cells: Cells) -> None:
 
 
 def _failures(context: Context) -> RaypipeError:
-    """The failed cells as one error: a single reason in full, several as a list."""
-    failed = sorted(context.failed.items())
+    """The failed cells as one error: a single reason in full, several as a list, causes before what they led to."""
+    failed = sorted(context.failed.items(), key=lambda item: (STAGE_NAMES.index(item[0][0]), item[0][1]))
     listed = [
         f"{stage} {path}: {reason} (trace: {context.run.path / trace})" for (stage, path), (reason, trace) in failed
     ]
@@ -200,5 +212,6 @@ def _failures(context: Context) -> RaypipeError:
         return CellsFailed(listed[0])
     return CellsFailed(
         f"{len(listed)} cells failed; the others are finished and kept; run again to retry them\n  "
-        + "\n  ".join(listed)
+        + "\n  ".join(listed[:LISTED])
+        + (f"\n  and {len(listed) - LISTED} more: `raypipe status {context.run.path}`" if len(listed) > LISTED else "")
     )

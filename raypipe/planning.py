@@ -29,7 +29,9 @@ def estimate(grid: Grid) -> dict[str, Any]:
     plan = make_plan(grid)
     cells = all_cells(plan)
     languages: dict[str, dict[str, int]] = {}
+    tokenizers = _tokenizers(plan)
     pieces: dict[str, int] = defaultdict(int)
+    states: dict[str, int] = defaultdict(int)  # points that the tokenizer does not lose
     for language in grid.languages:
         sentences = [line.split() for line in read_lines(grid, language, corpus_file(grid, language))]
         words = grid.words
@@ -48,30 +50,32 @@ def estimate(grid: Grid) -> dict[str, Any]:
         wanted: list[list[int]] = [[] for _ in sentences]
         for sentence, token in chosen.tolist():
             wanted[sentence].append(token)
-        for model, tokenizer in _tokenizers(plan).items():
-            pieces[model] += int(encode(tokenizer, sentences, wanted, plan.facts[model].max_pieces).lengths.sum())
+        for model, tokenizer in tokenizers.items():
+            encoded = encode(tokenizer, sentences, wanted, plan.facts[model].max_pieces)
+            pieces[model] += int(encoded.lengths.sum())
+            states[model] += len(encoded.words)
     return {
         "cells": {name: len(of_stage) for name, of_stage in cells.items()},
         "languages": languages,
-        "models": {model: _of_model(plan, model, pieces[model], languages) for model in plan.facts},
+        "models": {model: _of_model(plan, model, pieces[model], states[model]) for model in plan.facts},
     } | _clusterings(plan, languages)
 
 
 def _tokenizers(plan: Plan) -> dict[str, Any]:
     from raypipe.models.load import load_tokenizer
 
-    return {checkpoint.model: load_tokenizer(checkpoint) for checkpoint in reversed(plan.checkpoints)}
+    first = {checkpoint.model: checkpoint for checkpoint in reversed(plan.checkpoints)}
+    return {model: load_tokenizer(checkpoint) for model, checkpoint in first.items()}
 
 
-def _of_model(plan: Plan, model: str, pieces: int, languages: dict[str, dict[str, int]]) -> dict[str, int]:
+def _of_model(plan: Plan, model: str, pieces: int, states: int) -> dict[str, int]:
     facts, checkpoints = plan.facts[model], sum(c.model == model for c in plan.checkpoints)
-    points = sum(counts["points"] for counts in languages.values())
     itemsize = {"float32": 4, "float16": 2}[plan.grid.dtype.store]
     return {
         "checkpoints": checkpoints,
         "pieces": pieces,
         "forward_flops": 2 * facts.parameters * pieces * checkpoints,
-        "state_bytes": points * len(plan.layers[model]) * facts.width * itemsize * checkpoints,
+        "state_bytes": states * len(plan.layers[model]) * facts.width * itemsize * checkpoints,
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -40,6 +42,8 @@ ALIGNED = [
         "layer",
         "source",
         "target",
+        "k",
+        "seed",
         "theta",
         "source_concept",
         "target_concept",
@@ -48,6 +52,11 @@ ALIGNED = [
         "words",
     ),
 ]
+SETTING = (
+    *("model", "revision", "layer", "source", "target", "k", "seed"),
+    *("theta", "translations", "min_types", "size_ratio"),
+)
+PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 def rows_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], title: str = "") -> Table:
@@ -80,25 +89,24 @@ def of_pair(rows: list[dict[str, Any]], pair: str | None) -> list[dict[str, Any]
     """The rows whose languages are the two of `pair`, written `en-de`."""
     if pair is None:
         return rows
-    return [row for row in rows if _pair_name(row) in (pair, "-".join(pair.split("-")[::-1]))]
+    return [row for row in rows if pair in _pair_names(row)]
 
 
-def _pair_name(row: dict[str, Any]) -> str:
-    return f"{row['source']}-{row['target']}" if "source" in row else row["scope"].replace("+", "-")
+def _pair_names(row: dict[str, Any]) -> tuple[str, str]:
+    languages = [row["source"], row["target"]] if "source" in row else row["scope"].split("+")
+    return "-".join(languages), "-".join(languages[::-1])
 
 
 def aligned(
     run: Run, model: str | None, revision: str | None, layer: int | None, pair: str | None, concept: int | None
 ) -> list[dict[str, Any]]:
-    """Aligned concepts with their word pairs, best first within each direction and setting."""
+    """Aligned concepts with their word pairs: settings and directions in the order of the table, in each the best first."""
     table: pa.Table = select(run.aligned(), model=model, revision=revision, layer=layer, source_concept=concept)
     rows = of_pair(table.to_pylist(), pair)
     for row in rows:
         row["words"] = ", ".join(f"{p['source']}={p['target']}" for p in row["word_pairs"])
-    return sorted(
-        rows,
-        key=lambda r: (r["model"], r["layer"], r["source"], r["target"], r["theta"], -r["fraction"], -r["matched"]),
-    )
+    settings = groupby(rows, key=itemgetter(*SETTING))  # the table holds each setting's rows together
+    return [row for _, mine in settings for row in sorted(mine, key=lambda r: (-r["fraction"], -r["matched"]))]
 
 
 def natural(text: str) -> list[Any]:
@@ -189,5 +197,7 @@ def status(run: Run) -> dict[str, Any]:
 
 def sized(count: float, unit: str) -> str:
     """A large number in thousands of its unit: 1.2 GFLOP."""
-    power = min(len(f"{int(count):d}") - 1, 15) // 3
-    return f"{count / 1000**power:.3g} {'kMGTP'[power - 1] if power else ''}{unit}"
+    power = 0
+    while float(f"{count:.3g}") >= 1000 and power < len(PREFIXES) - 1:
+        count, power = count / 1000, power + 1
+    return f"{count:.3g} {PREFIXES[power]}{unit}"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raypipe.errors import InputError
 from raypipe.grid import Grid
@@ -18,7 +17,7 @@ from raypipe.rundir import Cell, RunDir
 from raypipe.schema import arrow_schema
 from raypipe.science.occurrences import choose, length_filter
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan, corpus_file
+from raypipe.stages.plan import Plan, corpus_file, open_parquet
 
 NAME, VERSION = "corpus", 1
 FIELDS = (
@@ -69,6 +68,9 @@ def work(item: Item) -> Receipt:
     chosen = choose(
         sentences, kept, min_freq=words.min_freq, max_freq=words.max_freq, del_freq=words.del_freq, select=words.select
     )
+    if not len(chosen):
+        where = grid.corpus.path if grid.corpus.format == "datasets" else item["file"]
+        raise InputError(f"{where}: no word of language {language} is kept; loosen words.min_words … words.del_freq")
     run = RunDir(item["run"])
     folder = f"corpus/lang={language}"
     numbers, tokens = chosen[:, 0], chosen[:, 1]
@@ -93,10 +95,6 @@ def work(item: Item) -> Receipt:
     files = {
         f"{folder}/{name}.parquet": run.write_table(f"{folder}/{name}.parquet", table) for name, table in tables.items()
     }
-    if not len(chosen):
-        raise InputError(
-            f"{grid.corpus.path}: no word of language {language} is kept; loosen words.min_words … words.del_freq"
-        )
     return {
         "files": files,
         "seconds": time.perf_counter() - started,
@@ -150,10 +148,7 @@ def read_tsv(path: Path, language: str) -> list[str]:
 
 def _read_parquet(path: Path, language: str) -> list[str]:
     """Column `text`, one sentence per row."""
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid:
-        raise InputError(f"{path}: not a Parquet file") from None
+    file = open_parquet(path)
     if "text" not in file.schema_arrow.names:
         raise InputError(f"{path}: no column text; found {', '.join(file.schema_arrow.names)}")
     return _texts(file.read(columns=["text"]).column(0).to_pylist(), str(path))

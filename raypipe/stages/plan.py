@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from raypipe import toy
 from raypipe.errors import InputError
 from raypipe.grid import Grid, Model
@@ -91,26 +94,39 @@ def corpus_file(grid: Grid, language: str) -> Path:
 
 
 def _corpus(grid: Grid) -> dict[str, str]:
-    """Fingerprints of the texts; line-parallel text files are checked for equal length here, before anything is written."""
+    """Fingerprints of the texts; a language's own file is checked for its length here, before anything is written."""
     if grid.corpus.format == "datasets":
-        return dict.fromkeys(grid.languages, digest([grid.corpus.path, grid.corpus.config, grid.corpus.split]))
+        files = sorted(file for file in Path(grid.corpus.path).rglob("*") if file.is_file())  # none of a Hub data set
+        named = [grid.corpus.path, grid.corpus.config, grid.corpus.split, *map(file_digest, files)]
+        return dict.fromkeys(grid.languages, digest(named))
+    count = {"text": count_lines, "parquet": lambda path: open_parquet(path).metadata.num_rows, "tsv": count_lines}
     prints, lines = {}, {}
     for language in grid.languages:
         path = corpus_file(grid, language)
         if not path.is_file():
             raise InputError(f"{path}: no such file for language {language}; check corpus.path and languages")
         prints[language] = file_digest(path)
-        if grid.corpus.format == "text":
-            lines[language] = count_lines(path)
+        lines[language] = count[grid.corpus.format](path)
+        if not lines[language]:
+            raise InputError(f"{path}: is empty; expected one sentence per line")
     if len(set(lines.values())) > 1:
         shown = ", ".join(f"{language} {n}" for language, n in lines.items())
         raise InputError(
             f"{grid.corpus.path}: the languages differ in lines ({shown}); line i must say the same in every file"
         )
-    for language, n in lines.items():
-        if n == 0:
-            raise InputError(f"{corpus_file(grid, language)}: is empty; expected one sentence per line")
     return prints
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Opens a Parquet file of the user's.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid:
+        raise InputError(f"{path}: not a Parquet file; write one with a column text, or set corpus.format") from None
 
 
 def count_lines(path: Path) -> int:

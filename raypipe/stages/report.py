@@ -34,9 +34,13 @@ def write(
         },
         "points without a state": sum(receipt["lost"] for _, receipt in done["extract"]),
     }
+    failed = {failure["file"]: failure["message"] for failure in context.run.failures()}
     skipped = [{"what": what, "reason": "no dictionary, neither way"} for what in facts.pop("skipped")]
     skipped += [
-        {"what": f"{stage} {path}", "reason": reason} for (stage, path), (reason, _) in sorted(context.failed.items())
+        {"what": f"{stage} {cell.path}", "reason": reason}
+        for stage, of_stage in cells.items()
+        for cell in of_stage
+        if (reason := failed.get(f"_failed/{stage}/{cell.path}.json"))
     ]
     page = render(
         tables, context.plan.grid.to_dict(), facts | {"counts": counts, "skipped": skipped, "warnings": findings}

@@ -7,11 +7,13 @@ parts in grid order, written last, so they are the same bytes whatever finished 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pyarrow as pa
 
+from raypipe.errors import RunError
 from raypipe.grid import Grid
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import TABLES, make_table
@@ -63,9 +65,12 @@ def groups(grid: Grid) -> list[tuple[str, ...]]:
 
 
 def run(context: Context, todo: list[Cell]) -> None:
-    """Scores every pair that is not there yet."""
+    """Scores every pair that is not there yet; a pair without any clustering fails, since there is nothing to score."""
     context.watcher.start(NAME, len(todo), "pairs", 0)
-    context.map_cells(work, todo, [_item(context, cell) for cell in todo])
+    items = [_item(context, cell) for cell in todo]
+    for cell, receipt in context.each(context.cluster.map(work, items), todo):
+        # Other inputs than asked for: the mark keeps the rows that are there, and the next run scores the pair again.
+        context.finish(replace(cell, axes={**cell.axes, "inputs": []}) if receipt["missing"] else cell, receipt)
 
 
 def _item(context: Context, cell: Cell) -> Item:
@@ -90,6 +95,8 @@ def work(item: Item) -> Receipt:
     settings = tables.grid.concepts
     for layer, k, seed in product(item["layers"], settings.k, settings.seeds):
         missing += tables.add(layer, k, seed)
+    if not any(tables.rows[name] for name in ("calign", "colap")):
+        raise RunError("its input failed: there are no concepts to score")
     files = {}
     for name in FLAT:
         place = f"{item['folder']}/{name}.parquet"

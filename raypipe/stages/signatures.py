@@ -69,16 +69,9 @@ def _of_cells(done: Done) -> list[Case]:
         )
         if points < 20 * k:
             cases.append(("FEW_POINTS", where, f"{points / k:.1f} points per concept", "20", k / points))
-        if receipt["largest"] > min(0.2, 50 / k) * points:
-            cases.append(
-                (
-                    "GIANT_CONCEPT",
-                    where,
-                    f"{receipt['largest'] / points:.0%} of points",
-                    "20%",
-                    receipt["largest"] / points,
-                )
-            )
+        share, limit = receipt["largest"] / points, min(0.2, 50 / k)
+        if share > limit:
+            cases.append(("GIANT_CONCEPT", where, f"{share:.0%} of points", f"{limit:.0%}", share))
     cases += [
         ("CIRCULAR_DICTIONARY", f"{cell['source']}-{cell['target']}", "induced", "external", 0.0)
         for cell, receipt in done["lexicon"]
@@ -97,6 +90,9 @@ def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
         where = f"{row['model']} {row['revision']} layer {row['layer']} {pair} theta {row['theta']:g}"
         if row["coverage"] < 0.5:
             cases.append(("LOW_COVERAGE", pair, f"{row['coverage']:.2f} of types", "0.5", -row["coverage"]))
+        elif row["reachable"] < row["eligible"] / 2:
+            value = f"{row['reachable']} of {row['eligible']} eligible concepts reachable"
+            cases.append(("LOW_COVERAGE", where, value, "half", -row["reachable"] / row["eligible"]))
         tiny = 1 - row["eligible"] / row["concepts"]
         if tiny > 0.3:
             cases.append(("TINY_CONCEPTS", where, f"{tiny:.0%} below {row['min_types']} types", "30%", tiny))
