@@ -208,7 +208,7 @@ def plan(spec: Any, as_json: Json = False) -> None:
     for model, counts in found["models"].items():
         flops, size = sized(counts["forward_flops"], "FLOP"), sized(counts["state_bytes"], "B")
         console.print(
-            f"{model}: {counts['checkpoints']} checkpoints x {counts['pieces']} tokens: {flops} forward, {size} of states"
+            f"{model}: {counts['checkpoints']} checkpoints, {counts['pieces']} tokens: {flops} forward, {size} of states"
         )
     passes, most = sized(found["kmeans_flops_per_pass"], "FLOP"), sized(found["kmeans_flops_most"], "FLOP")
     console.print(

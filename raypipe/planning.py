@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from raypipe.grid import Grid
+from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
 from raypipe.models.words import encode
 from raypipe.pipeline import all_cells
 from raypipe.science.occurrences import choose, length_filter
@@ -19,8 +20,8 @@ def estimate(grid: Grid) -> dict[str, Any]:
     """Counts exactly what the stages will read, and derives what they will compute and write.
 
     Returns:
-        `cells` per stage; per language `sentences`, `words`, `points`; per model `pieces` (tokens forwarded, one checkpoint),
-        `checkpoints`, `forward_flops`, `state_bytes`; `kmeans_flops_per_pass` over all clusterings, and `kmeans_flops_most` at max_iter
+        `cells` per stage; per language `sentences`, `words`, `points`; per model, over all its `checkpoints`, `pieces` (tokens
+        forwarded), `forward_flops`, `state_bytes`; `kmeans_flops_per_pass` over all clusterings, and `kmeans_flops_most` at max_iter
         passes; `memory_per_worker`, bytes at the peak; `in_group`, clusterings too large for one worker.
 
     Raises:
@@ -50,10 +51,10 @@ def estimate(grid: Grid) -> dict[str, Any]:
         wanted: list[list[int]] = [[] for _ in sentences]
         for sentence, token in chosen.tolist():
             wanted[sentence].append(token)
-        for model, tokenizer in tokenizers.items():
+        for model, tokenizer, checkpoints in tokenizers:
             encoded = encode(tokenizer, sentences, wanted, plan.facts[model].max_pieces)
-            pieces[model] += int(encoded.lengths.sum())
-            states[model] += len(encoded.words)
+            pieces[model] += checkpoints * int(encoded.lengths.sum())
+            states[model] += checkpoints * len(encoded.words)
     return {
         "cells": {name: len(of_stage) for name, of_stage in cells.items()},
         "languages": languages,
@@ -61,21 +62,24 @@ def estimate(grid: Grid) -> dict[str, Any]:
     } | _clusterings(plan, languages)
 
 
-def _tokenizers(plan: Plan) -> dict[str, Any]:
+def _tokenizers(plan: Plan) -> list[tuple[str, Any, int]]:
+    """Each distinct tokenizer: its model, itself, and how many checkpoints read with it."""
     from raypipe.models.load import load_tokenizer
 
-    first = {checkpoint.model: checkpoint for checkpoint in reversed(plan.checkpoints)}
-    return {model: load_tokenizer(checkpoint) for model, checkpoint in first.items()}
+    users: dict[tuple[str, str], list[Checkpoint]] = {}
+    for checkpoint in plan.checkpoints:
+        users.setdefault((checkpoint.model, tokenizer_fingerprint(checkpoint)), []).append(checkpoint)
+    return [(model, load_tokenizer(same[0]), len(same)) for (model, _), same in users.items()]
 
 
 def _of_model(plan: Plan, model: str, pieces: int, states: int) -> dict[str, int]:
-    facts, checkpoints = plan.facts[model], sum(c.model == model for c in plan.checkpoints)
+    facts = plan.facts[model]
     itemsize = {"float32": 4, "float16": 2}[plan.grid.dtype.store]
     return {
-        "checkpoints": checkpoints,
+        "checkpoints": sum(c.model == model for c in plan.checkpoints),
         "pieces": pieces,
-        "forward_flops": 2 * facts.parameters * pieces * checkpoints,
-        "state_bytes": states * len(plan.layers[model]) * facts.width * itemsize * checkpoints,
+        "forward_flops": 2 * facts.parameters * pieces,
+        "state_bytes": states * len(plan.layers[model]) * facts.width * itemsize,
     }
 
 

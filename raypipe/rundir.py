@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -182,8 +183,25 @@ class RunDir:
         Raises:
             RunError: The file is missing or damaged.
         """
+        return self.read_rows(name, 0, None, columns)
+
+    def read_rows(self, name: str, start: int, stop: int | None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows start..stop of one Parquet file of the run; only the row groups that hold them are read.
+
+        Raises:
+            RunError: The file is missing or damaged.
+        """
         try:
-            return pq.ParquetFile(self.path / name).read(columns=None if columns is None else list(columns))
+            file = pq.ParquetFile(self.path / name)
+            ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+            last = int(ends[-1]) if len(ends) else 0
+            stop = last if stop is None else stop
+            groups = [
+                i for i, end in enumerate(ends) if end > start and end - file.metadata.row_group(i).num_rows < stop
+            ]
+            before = int(ends[groups[0]]) - file.metadata.row_group(groups[0]).num_rows if groups else 0
+            table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
+            return table.slice(start - before, stop - start)
         except (OSError, pa.ArrowInvalid) as error:
             raise RunError(
                 f"{self.path / name}: missing or damaged ({' '.join(str(error).split())[:120]}); run the grid again"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import tiny_world
+
+from raypipe import cli
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
@@ -24,3 +30,36 @@ def shared() -> Path:
 def world(tmp_path_factory: pytest.TempPathFactory) -> tiny_world.World:
     """A tiny corpus in three languages, dictionaries, and a random model with two checkpoints."""
     return tiny_world.build(tmp_path_factory.mktemp("world"))
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """What the command line says at the end; nothing but progress may stand before it."""
+        assert "Traceback" not in self.err
+        before, _, message = self.err.partition("raypipe: ")
+        assert not before or before.endswith("\n")
+        return message.removesuffix("\n")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Done]]:
+    """Runs the command `raypipe` in this process, from its entry point."""
+
+    def call(*words: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["raypipe", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        code = end.value.code
+        return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    terminate = signal.getsignal(signal.SIGTERM)
+    yield call
+    signal.signal(signal.SIGTERM, terminate)

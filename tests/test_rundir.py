@@ -115,6 +115,18 @@ def test_writes_leave_no_temporary_file_and_equal_tables_are_equal_bytes(tmp_pat
     assert run.read_table("a.parquet", ["b"]).to_pydict() == {"b": ["x", "y"]}
 
 
+def test_some_rows_are_read_from_their_row_groups_alone(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    table = pa.table({"a": list(range(10)), "b": list(range(10))})
+    run.write_table("t.parquet", table, row_group=3)
+    for start in range(11):
+        for stop in range(start, 11):
+            assert run.read_rows("t.parquet", start, stop, ["b"]).to_pydict() == {"b": list(range(start, stop))}
+    assert run.read_rows("t.parquet", 4, None).num_rows == 6
+    run.write_table("none.parquet", table.slice(0, 0))
+    assert run.read_rows("none.parquet", 0, None).to_pydict() == {"a": [], "b": []}
+
+
 def test_a_killed_writers_leftover_is_cleaned(tmp_path: Path) -> None:
     run = begun(tmp_path / "r")
     (run.path / ".part.parquet.abc.tmp").write_bytes(b"half")

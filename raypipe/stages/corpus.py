@@ -20,6 +20,7 @@ from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, corpus_file, open_parquet
 
 NAME, VERSION = "corpus", 1
+ROW_GROUP = 16_384  # rows; a worker that needs some sentences reads only their groups
 FIELDS = (
     "corpus.format",
     "words.min_words",
@@ -93,7 +94,8 @@ def work(item: Item) -> Receipt:
         ),
     }
     files = {
-        f"{folder}/{name}.parquet": run.write_table(f"{folder}/{name}.parquet", table) for name, table in tables.items()
+        f"{folder}/{name}.parquet": run.write_table(f"{folder}/{name}.parquet", table, ROW_GROUP)
+        for name, table in tables.items()
     }
     return {
         "files": files,

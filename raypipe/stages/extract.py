@@ -148,12 +148,12 @@ class Worker:
         started = time.perf_counter()
         run, language, folder = RunDir(item["run"]), item["language"], item["folder"]
         extractor = self._model(item)
-        words = run.read_table(f"corpus/lang={language}/occurrences.parquet").slice(
-            item["start"], item["stop"] - item["start"]
-        )
+        words = run.read_rows(f"corpus/lang={language}/occurrences.parquet", item["start"], item["stop"])
         numbers, where = np.unique(words.column("sentence").to_numpy(), return_inverse=True)
         tokens = np.split(words.column("token").to_numpy(), np.flatnonzero(np.diff(where)) + 1)
-        text = run.read_table(f"corpus/lang={language}/sentences.parquet", ["words"]).column(0).take(pa.array(numbers))
+        first, last = int(numbers[0]), int(numbers[-1])
+        lines = run.read_rows(f"corpus/lang={language}/sentences.parquet", first, last + 1, ["words"])
+        text = lines.column(0).take(pa.array(numbers - first))
         encoded = encode(
             extractor.tokenizer, text.to_pylist(), [t.tolist() for t in tokens], extractor.facts.max_pieces
         )

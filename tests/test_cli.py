@@ -1,0 +1,623 @@
+"""The command line: every command and flag, what it prints for people and for programs, and how it ends."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_world
+import yaml
+from conftest import Done
+
+import raypipe
+from raypipe import cli
+from raypipe.cli import FLAGS, app
+from raypipe.errors import CellsFailed
+from raypipe.grid import Grid
+from raypipe.gridfile import load_grid
+from raypipe.show import sized
+
+Command = Callable[..., Done]
+NAMES = [command.callback.__name__ for command in app.registered_commands if command.callback]
+
+
+@pytest.fixture(scope="module")
+def finished(world: tiny_world.World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests that change it take a copy."""
+    place = tmp_path_factory.mktemp("finished") / "run"
+    raypipe.run(Grid(**world.grid()), place, "inprocess")
+    return place
+
+
+@pytest.fixture(scope="module")
+def partial(world: tiny_world.World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with failed cells: one language has fewer points than the second k."""
+    place = tmp_path_factory.mktemp("partial") / "run"
+    changed = world.grid(concepts={"k": [6, 300]}, layers=[1], languages=["en", "de"])
+    with pytest.raises(CellsFailed):
+        raypipe.run(Grid(**changed), place, "inprocess")
+    return place
+
+
+@pytest.fixture
+def grid_file(world: tiny_world.World, tmp_path: Path) -> Path:
+    """The tiny grid as a file."""
+    file = tmp_path / "grid.yaml"
+    file.write_text(yaml.safe_dump(world.grid()))
+    return file
+
+
+def printed(done: Done) -> Any:
+    """The JSON that a command printed."""
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+# --- help
+
+
+def test_every_command_is_known() -> None:
+    assert NAMES == ["demo", "grid", "plan", "run", "status", "show", "report", "calign", "colap"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_shows_an_example(name: str, command: Command) -> None:
+    done = command(name, "--help")
+    text = " ".join(done.out.split())
+    assert done.code == 0
+    assert f"Usage: raypipe {name}" in text
+    assert f"raypipe {name}" in text.split("Example", 1)[1]
+
+
+def test_help_of_the_whole_and_misuse(command: Command) -> None:
+    done = command("--help")
+    assert done.code == 0
+    assert all(f" {name} " in done.out for name in NAMES)
+    assert command("walk").code == 2
+    assert command("grid", "--speed", "9").code == 2
+
+
+# --- raypipe grid
+
+
+def test_a_grid_reads_back_equal(grid_file: Path, tmp_path: Path, command: Command) -> None:
+    done = command("grid", grid_file)
+    assert done.code == 0
+    (tmp_path / "again.yaml").write_text(done.out)
+    assert load_grid(tmp_path / "again.yaml") == load_grid(grid_file)
+    assert command("grid", tmp_path / "again.yaml").out == done.out
+
+
+SETTINGS: list[tuple[str, str, str, Any]] = [  # flag, its text, the dotted field, what it becomes
+    ("model", "tiny@step-2", "models.0.revisions", ["step-2"]),
+    ("layers", "all", "layers", "all"),
+    ("layers", "0,4", "layers", [0, 4]),
+    ("layers", "every:2", "layers", {"every": 2}),
+    ("languages", "en,no", "languages", ["en", "no"]),  # YAML reads `no` as false
+    ("pairs", "all", "pairs", "all"),
+    ("pairs", "de-en, en-fr", "pairs", ["de-en", "en-fr"]),
+    ("corpus", "{lang}.txt", "corpus.format", "text"),
+    ("corpus", "all.tsv", "corpus.format", "tsv"),
+    ("corpus", "{lang}.parquet", "corpus.format", "parquet"),
+    ("lexicon", "{source}-{target}.txt", "lexicon.format", "muse"),
+    ("k", "100,300", "concepts.k", [100, 300]),
+    ("seeds", "0", "concepts.seeds", [0]),
+    ("theta-align", "0.5,0.8", "calign.theta", [0.5, 0.8]),
+    ("theta-overlap", "0.3", "colap.theta", [0.3]),
+    ("workers", "3", "resources.workers", 3),
+    ("set", "words.max_freq=null", "words.max_freq", None),
+    ("set", "calign.min_types=[3, 5]", "calign.min_types", [3, 5]),
+    ("set", "words.select=random:7", "words.select", "random:7"),
+    ("set", "models.0.revisions=all", "models.0.revisions", ["all"]),
+    ("set", "name=a=b", "name", None),
+]
+
+
+@pytest.mark.parametrize(("flag", "text", "field", "expected"), SETTINGS)
+def test_every_flag_sets_its_field(
+    flag: str,
+    text: str,
+    field: str,
+    expected: Any,
+    grid_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "en-de.txt").write_text("dog Hund\n")
+    done = command("grid", grid_file, f"--{flag}", text)
+    if field == "name":
+        assert done.error.startswith("name: String should match pattern")
+        return
+    found = yaml.safe_load(done.out)
+    for part in field.split("."):
+        found = found[int(part) if part.isdecimal() else part]
+    assert found == expected
+    if field in ("corpus.format", "lexicon.format"):
+        assert yaml.safe_load(done.out)[field.split(".", maxsplit=1)[0]]["path"] == str(tmp_path / text)
+
+
+def test_every_flag_is_tested_above() -> None:
+    assert {flag.replace("-", "_") for flag, *_ in SETTINGS} == set(FLAGS)
+    for command in ("grid", "plan", "run"):
+        assert set(FLAGS) <= set(inspect.signature(getattr(cli, command)).parameters)
+
+
+def test_a_grid_from_flags_alone(world: tiny_world.World, command: Command) -> None:
+    flags = ["--model", world.path / "model" / "step-2", "--languages", "en,de", "--layers", "0,2", "--k", "6"]
+    flags += [
+        "--corpus",
+        world.path / "text" / "{lang}.txt",
+        "--lexicon",
+        world.path / "dict" / "{source}-{target}.txt",
+    ]
+    grid = Grid(**yaml.safe_load(command("grid", *flags).out))
+    assert (grid.models[0].name, grid.models[0].revisions, grid.layers, grid.concepts.k) == (
+        "step-2",
+        ("main",),
+        (0, 2),
+        (6,),
+    )
+    assert grid.lexicon.format == "muse"
+
+
+def test_models_by_name_and_revision(grid_file: Path, world: tiny_world.World, command: Command) -> None:
+    flags = ["--model", "tiny@step-10", "--model", "tiny@random:3", "--model", f"{world.path}/model@step-2"]
+    models = yaml.safe_load(command("grid", grid_file, *flags).out)["models"]
+    assert [(model["name"], model["path"], model["revisions"]) for model in models] == [
+        ("tiny", str(world.path / "model"), ["step-10", "random:3"]),
+        ("model", str(world.path / "model"), ["step-2"]),
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["{source}-{target}.txt", "{source}/{target}.dict", "[x]/{source}{target}"])
+def test_the_format_of_a_dictionary_is_told_from_its_content(
+    pattern: str, grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / pattern.format(source="en", target="de")
+    file.parent.mkdir(exist_ok=True)
+    for line, kind in (
+        ("dog -> Hund: Probability = 0.5, Count = 3\n", "arrow"),
+        ("dog Hund\n", "muse"),
+        ("->  :\n", "muse"),
+    ):
+        file.write_text(line)
+        found = yaml.safe_load(command("grid", grid_file, "--lexicon", f"~/{pattern}").out)["lexicon"]
+        assert found == {"format": kind, "path": str(tmp_path / pattern), "induce": None}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--set", "words.max_freq"], "--set words.max_freq: expected FIELD=VALUE, such as --set words.max_freq=30"),
+        (["--set", "words.maxfreq=3"], "words.maxfreq: unknown field; did you mean max_freq?"),
+        (
+            ["--lexicon", "none/{source}-{target}"],
+            "--lexicon none/{source}-{target}: no such file; expected a path with",
+        ),
+        (["--k", "six"], "concepts.k.0: Input should be a valid integer"),
+        (["--layers", "every:x"], "layers: expected all, a list of layer ids"),
+        (["--theta-overlap", "30"], "colap.theta: 30: fraction expected, did you mean 0.3?"),
+        (["--pairs", "en-it"], "pairs: en-it is not made of two of the languages en, de, fr"),
+        (["--workers", "0"], "resources.workers: Input should be greater than or equal to 1 (found 0)"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(flags: list[str], message: str, grid_file: Path, command: Command) -> None:
+    done = command("grid", grid_file, *flags)
+    assert done.code == 1
+    assert not done.out
+    assert done.error.startswith(message)
+    assert "\n" not in done.error
+
+
+# --- raypipe plan
+
+
+def test_a_plan_counts_what_the_run_does(finished: Path, grid_file: Path, command: Command) -> None:
+    found = printed(command("plan", grid_file, "--json"))
+    done = {stage: _receipts(finished, stage) for stage in found["cells"]}
+    assert found["cells"] == {stage: len(receipts) for stage, receipts in done.items()}
+    for language, counts in found["languages"].items():
+        receipt = next(r for path, r in done["corpus"].items() if path == f"lang={language}.json")
+        assert counts == {"sentences": receipt["lines"], "words": receipt["words"], "points": receipt["points"]}
+    assert set(found["models"]) == {"tiny"}
+    model = found["models"]["tiny"]
+    assert model["checkpoints"] == 3
+    assert model["pieces"] == sum(r["pieces"] for r in done["extract"].values())
+    points = sum(receipt["points"] for receipt in done["extract"].values())
+    assert model["state_bytes"] == points * 2 * 16 * 4  # layers 1 and 3, 16 wide, float32
+    clusterings = sum(receipt["points"] for receipt in done["concepts"].values())
+    assert found["kmeans_flops_per_pass"] == 2 * clusterings * 6 * 16
+    assert found["kmeans_flops_most"] == 300 * found["kmeans_flops_per_pass"]
+    assert found["in_group"] == 0
+
+
+def _receipts(run: Path, stage: str) -> dict[str, Any]:
+    marks = run / "_done" / stage
+    return {
+        str(file.relative_to(marks)): json.loads(file.read_text())["receipt"] for file in sorted(marks.rglob("*.json"))
+    }
+
+
+def test_a_plan_leaves_out_words_that_the_tokenizer_loses(
+    world: tiny_world.World, tmp_path: Path, command: Command
+) -> None:
+    """A lone joiner has no piece; and with 40 KiB the joint scope no longer fits one worker."""
+    for language in ("en", "de"):
+        lines = (world.path / "text" / f"{language}.txt").read_text().splitlines()
+        (tmp_path / f"{language}.txt").write_text("\n".join(["\u200d \u200b", *lines[1:]]) + "\n")
+    changed = world.grid(
+        corpus={"path": str(tmp_path / "{lang}.txt")}, languages=["en", "de"], resources={"memory": "40KiB"}
+    )
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(changed))
+    found = printed(command("plan", tmp_path / "grid.yaml", "--json"))
+    raypipe.run(Grid(**changed), tmp_path / "run", "inprocess", only="corpus")
+    raypipe.run(Grid(**changed), tmp_path / "run", "inprocess", only="extract")
+    done = _receipts(tmp_path / "run", "extract").values()
+    assert sum(receipt["lost"] for receipt in done) == 3 * 4
+    assert found["models"]["tiny"]["state_bytes"] == sum(receipt["points"] for receipt in done) * 2 * 16 * 4
+    assert found["models"]["tiny"]["pieces"] == sum(receipt["pieces"] for receipt in done)
+    assert found["in_group"] == 3 * 2 * 2
+
+
+def test_a_plan_for_people(grid_file: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = command("plan", grid_file, "--k", "6,7")
+    assert done.code == 0
+    counts = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in done.out.splitlines() if "│" in line}
+    assert [counts[stage][0].strip() for stage in ("corpus", "lexicon", "extract", "concepts", "scores")] == [
+        *("3", "4", "9"),
+        str(3 * 2 * 6 * 2 * 2),
+        "9",
+    ]
+    assert counts["en"][0].strip() == "40"
+    assert "tiny: 3 checkpoints, " in done.out
+    assert "0 clusterings in a worker group" in done.out
+    assert "memory per worker: " in done.out
+    assert not list(tmp_path.glob("runs"))
+    assert "is outside 0..4 of model tiny" in command("plan", grid_file, "--layers", "5").error
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_400, "999 kB"), (999_999, "1 MB"), (1.234e9, "1.23 GB")],
+)
+def test_large_numbers_for_people(count: float, text: str) -> None:
+    assert sized(count, "B") == text
+
+
+# --- raypipe run
+
+
+def test_a_run_prints_its_result(grid_file: Path, tmp_path: Path, monkeypatch: Any, command: Command) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model", "tiny@step-2", "--model", "tiny@random:7", "--languages", "en,de", "--address", "inprocess"]
+    done = command("run", grid_file, *flags, "--set", "concepts.seeds=0")
+    assert done.code == 0
+    assert "best layer of the last revision" in done.out
+    rows = [line.split("│")[1:-1] for line in done.out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row[:4]] for row in rows] == [
+        ["tiny", "step-2", "en", "de"],
+        ["tiny", "step-2", "de", "en"],
+    ]
+    assert done.out.endswith("report: runs/tiny/report/index.html\n")
+    assert (tmp_path / "runs/tiny/report/index.html").is_file()
+    calign = [row for row in raypipe.open_run("runs/tiny").calign().to_pylist() if row["theta"] == 0.8]
+    for row, direction in zip(rows, (("en", "de"), ("de", "en")), strict=True):
+        mine = [r for r in calign if r["revision"] == "step-2" and (r["source"], r["target"]) == direction]
+        assert float(row[6]) == pytest.approx(max(r["calign"] for r in mine), abs=5e-4)
+    again = command("run", grid_file, *flags, "--set", "concepts.seeds=0")
+    assert again.out == done.out
+    assert "cells are there already" in again.err
+
+
+def test_one_stage_alone_and_from_one_stage_on(
+    finished: Path, grid_file: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    where = ["run", grid_file, "--run", run, "--address", "inprocess"]
+    done = command(*where, "--only", "corpus")
+    assert (done.code, done.out) == (0, "")
+    assert sorted(path.name for path in run.iterdir()) == ["_done", "corpus", "grid.yaml", "run.json"]
+    shutil.rmtree(run)
+    shutil.copytree(finished, run)
+    before = _times(run)
+    assert command(*where, "--rerun", "concepts").code == 0
+    after = _times(run)
+    changed = {name.split("/")[0] for name in before if before[name] != after[name]}
+    assert changed == {"concepts", "scores"}
+    for name in ("calign", "aligned", "colap", "overlap"):
+        table = f"scores/{name}.parquet"
+        assert (run / table).read_bytes() == (finished / table).read_bytes()
+    for flag in ("--only", "--rerun"):
+        done = command(*where, flag, "walk")
+        assert done.error == "stage walk: unknown; expected one of corpus, lexicon, extract, concepts, scores, report"
+
+
+def _times(run: Path) -> dict[str, int]:
+    marks = run / "_done"
+    return {str(file.relative_to(marks)): file.stat().st_mtime_ns for file in sorted(marks.rglob("*.json"))}
+
+
+# --- raypipe status
+
+
+def test_status_of_a_finished_run(finished: Path, grid_file: Path, command: Command) -> None:
+    found = printed(command("status", finished, "--json"))
+    planned = printed(command("plan", grid_file, "--json"))["cells"]
+    assert found["name"] == "tiny"
+    assert found["stages"] == {stage: {"planned": n, "done": n, "failed": 0} for stage, n in planned.items()}
+    assert found["failures"] == []
+    assert found["report"] == str(finished / "report/index.html")
+    text = command("status", finished).out
+    assert f"report: {finished}/report/index.html" in text
+    assert "failed:" not in text
+
+
+def test_status_names_failures(partial: Path, command: Command) -> None:
+    found = printed(command("status", partial, "--json"))
+    revisions = 3
+    assert found["stages"]["concepts"] == {"planned": revisions * 3 * 2, "done": revisions * 4, "failed": revisions * 2}
+    assert found["stages"]["scores"] == {"planned": revisions, "done": revisions, "failed": 0}
+    assert len(found["failures"]) == revisions * 2
+    failure = found["failures"][0]
+    assert set(failure) == {"cell", "message", "file"}
+    assert "k=300 but only" in failure["message"]
+    assert "Traceback" in json.loads((partial / failure["file"]).read_text())["trace"]
+    text = command("status", partial).out
+    assert f"failed: {failure['cell']}: {failure['message']} (trace: {partial / failure['file']})" in text
+
+
+def test_status_of_no_run(tmp_path: Path, command: Command) -> None:
+    done = command("status", tmp_path)
+    assert done.code == 1
+    assert done.error == f"{tmp_path}: not a run directory (no run.json); make one with `raypipe run --run {tmp_path}`"
+
+
+# --- raypipe show
+
+
+@pytest.mark.parametrize("what", ["calign", "colap"])
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ([], {}),
+        (["--model", "tiny", "--revision", "step-10"], {"revision": "step-10"}),
+        (["--layer", "3"], {"layer": 3}),
+        (["--pair", "en-de"], {"pair": {"en", "de"}}),
+        (["--pair", "de-en", "--layer", "1", "--revision", "random:7"], {"pair": {"en", "de"}, "layer": 1}),
+    ],
+)
+def test_show_filters_scores(
+    what: str, flags: list[str], wanted: dict[str, Any], finished: Path, command: Command
+) -> None:
+    run = raypipe.open_run(finished)
+    rows = (run.calign() if what == "calign" else run.colap()).to_pylist()
+    if "random:7" in flags:
+        wanted = {**wanted, "revision": "random:7"}
+    expected = []
+    for row in rows:
+        pair = {row["source"], row["target"]} if what == "calign" else set(row["scope"].split("+"))
+        if all((pair if name == "pair" else row[name]) == value for name, value in wanted.items()):
+            expected.append(row)
+    assert 0 < len(expected) <= len(rows)
+    assert printed(command("show", finished, what, *flags, "--json")) == expected
+    text = command("show", finished, what, *flags).out
+    assert sum(line.startswith("│") for line in text.splitlines()) == len(expected)
+
+
+def test_show_concepts(finished: Path, command: Command) -> None:
+    rows = raypipe.open_run(finished).aligned().to_pylist()
+    found = printed(command("show", finished, "concepts", "--json"))
+    assert sorted(map(repr, found)) == sorted(map(repr, rows))
+    axes = ("model", "revision", "layer", "source", "target", "k", "seed", "theta")
+    settings = [tuple(row[axis] for axis in axes) for row in found]
+    assert list(dict.fromkeys(settings)) == list(dict.fromkeys(tuple(row[axis] for axis in axes) for row in rows))
+    for setting in set(settings):
+        first = settings.index(setting)
+        mine = found[first : first + settings.count(setting)]
+        assert {tuple(row[axis] for axis in axes) for row in mine} == {setting}
+        assert [r["fraction"] for r in mine] == sorted((r["fraction"] for r in mine), reverse=True)
+    one = found[0]
+    flags = ["--concept", one["source_concept"], "--layer", one["layer"], "--pair", f"{one['source']}-{one['target']}"]
+    some = printed(command("show", finished, "concepts", *flags, "--revision", one["revision"], "--json"))
+    assert one in some
+    assert {row["source_concept"] for row in some} == {one["source_concept"]}
+    pair = one["word_pairs"][0]
+    text = command("show", finished, "concepts", *flags).out
+    assert f"{pair['source']}={pair['target']}" in "".join(text.split())
+
+
+def test_show_of_what_is_not_there(finished: Path, command: Command) -> None:
+    assert command("show", finished, "shapes").error == "show shapes: expected calign, colap or concepts"
+    for flags in (["--model", "nobody"], ["--layer", "2"], ["--pair", "en-it"], ["--revision", "step-3"]):
+        done = command("show", finished, "calign", *flags)
+        assert done.code == 1
+        assert done.error == f"show calign: no row fits; `raypipe show {finished} calign` lists all"
+        assert printed(command("show", finished, "calign", *flags, "--json")) == []
+
+
+def test_a_pair_of_codes_with_hyphens() -> None:
+    from raypipe.show import of_pair
+
+    rows = [{"source": "pt-BR", "target": "en"}, {"source": "en", "target": "pt-BR"}, {"source": "en", "target": "de"}]
+    assert of_pair(rows, "en-pt-BR") == of_pair(rows, "pt-BR-en") == rows[:2]
+    scopes = [{"scope": "en+pt-BR"}, {"scope": "de+en"}]
+    assert of_pair(scopes, "pt-BR-en") == scopes[:1]
+
+
+# --- raypipe report
+
+
+@pytest.mark.parametrize("which", ["finished", "partial"])
+def test_report_writes_the_same_page(
+    which: str, tmp_path: Path, command: Command, request: pytest.FixtureRequest
+) -> None:
+    original: Path = request.getfixturevalue(which)
+    run = tmp_path / "run"
+    shutil.copytree(original, run)
+    shutil.rmtree(run / "report")
+    (run / "scores" / "calign.parquet").unlink()
+    done = command("report", run)
+    assert done.code == 0
+    assert done.out == f"report: {run}/report/index.html\n"
+    assert (run / "report/index.html").read_bytes() == (original / "report/index.html").read_bytes()
+    assert (run / "scores/calign.parquet").read_bytes() == (original / "scores/calign.parquet").read_bytes()
+    if which == "partial":
+        assert "k=300 but only" in (run / "report/index.html").read_text()
+
+
+# --- raypipe calign, raypipe colap
+
+SOURCE_A = ["abcde", "fghij", "kl", "mnopq"]
+TARGET_A = ["ABCDX", "FGYUV", "KL", "MN"]
+KNOWN_A = "abcdfghijklmn"
+CALIGN_FIELDS = ["concepts", "eligible", "reachable", "aligned"]
+CALIGN_FIELDS += ["calign", "calign_eligible", "calign_reachable", "coverage", "pairs"]
+COLAP_FIELDS = ["concepts", "eligible", "overlapping", "overlapping_excl_shared", "colap", "overlapping_concepts"]
+
+
+@pytest.fixture
+def example_a(tmp_path: Path) -> tuple[Path, Path, Path, Path]:
+    """Example A of the specification: source and target clusters, dictionary, its reverse."""
+    files = tuple(tmp_path / name for name in ("src.txt", "tgt.txt", "dict.txt", "reverse.txt"))
+    for file, concepts in zip(files, (SOURCE_A, TARGET_A), strict=False):
+        points = [(word, concept) for concept, words in enumerate(concepts) for word in words]
+        file.write_text("".join(f"{word}|||1|||{i}|||0|||{concept}\n" for i, (word, concept) in enumerate(points)))
+    files[2].write_text("".join(f"{word} {word.upper()}\n" for word in KNOWN_A))
+    files[3].write_text("".join(f"{word.upper()} {word}\n" for word in KNOWN_A))
+    return files[0], files[1], files[2], files[3]
+
+
+def test_calign_of_example_a(example_a: tuple[Path, ...], command: Command) -> None:
+    source, target, dictionary, reverse = example_a
+    found = printed(command("calign", source, target, dictionary, "--json"))
+    assert list(found) == CALIGN_FIELDS
+    # Concept 0: 4 of 5 types; 1: at best 2 of 5; 2: two types only; 3: 2 of 5 covered. Covered: 13 of 17.
+    assert list(found.values()) == [4, 3, 2, 1, 1 / 4, 1 / 3, 1 / 2, 13 / 17, [[0, 0]]]
+    back = printed(command("calign", target, source, reverse, "--json"))
+    assert list(back.values()) == [4, 2, 1, 1, 1 / 4, 1 / 2, 1.0, 10 / 14, [[0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("theta", "types", "pairs"), [("0.8", 4, []), ("0.7", 4, [[0, 0]]), ("0.7", 1, [[0, 0], [2, 2]])]
+)
+def test_calign_of_example_a_as_the_released_code(
+    theta: str, types: int, pairs: list[list[int]], example_a: tuple[Path, ...], command: Command
+) -> None:
+    flags = ["--official", "--theta", theta, "--translations", 5, "--min-types", types, "--size-ratio", "0.6"]
+    found = printed(command("calign", *example_a[:3], *flags, "--json"))
+    assert list(found) == CALIGN_FIELDS
+    assert (found["aligned"], found["pairs"], found["concepts"]) == (len(pairs), pairs, 4)
+
+
+def test_calign_where_a_denominator_is_zero(example_a: tuple[Path, ...], tmp_path: Path, command: Command) -> None:
+    source, target, dictionary, _ = example_a
+    found = printed(command("calign", source, target, dictionary, "--min-types", "6", "--json"))
+    assert list(found.values()) == [4, 0, 0, 0, 0.0, None, None, 13 / 17, []]
+    text = command("calign", source, target, dictionary, "--min-types", "6").out
+    assert text.splitlines()[3:7] == ["aligned: 0", "calign: 0.0", "calign_eligible: null", "calign_reachable: null"]
+    (tmp_path / "empty.txt").write_text("\n")  # the official writer's empty concept
+    found = printed(command("calign", tmp_path / "empty.txt", target, dictionary, "--json"))
+    assert list(found.values()) == [0, 0, 0, 0, None, None, None, None, []]
+
+
+def test_calign_mistakes(example_a: tuple[Path, ...], tmp_path: Path, command: Command) -> None:
+    source, target, dictionary, _ = example_a
+    done = command("calign", source, target, dictionary, "--official", "--theta", "0.8", "--translations", "5")
+    assert done.code == 1
+    assert done.error == "--official: give --min-types, --size-ratio; these semantics have no defaults"
+    assert "theta 80: expected a fraction above 0" in command("calign", *example_a[:3], "--theta", "80").error
+    (tmp_path / "bad.txt").write_text("dog|||0|||3|||1\n")
+    done = command("calign", tmp_path / "bad.txt", target, dictionary)
+    assert done.error == f"{tmp_path}/bad.txt:1: 4 fields; expected word, occurrence, sentence, token, cluster"
+    assert command("calign", tmp_path / "none.txt", target, dictionary).error == (
+        f"{tmp_path}/none.txt: cannot be read (No such file or directory); expected a file"
+    )
+
+
+def joint(path: Path, concepts: list[list[tuple[str, int]]]) -> Path:
+    """A cluster file of (word, sentence) points, one list per concept."""
+    points = [(word, sentence, concept) for concept, mine in enumerate(concepts) for word, sentence in mine]
+    path.write_text("".join(f"{word}|||1|||{s}|||{i}|||{concept}\n" for i, (word, s, concept) in enumerate(points)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "overlapping"),
+    [
+        (["--theta", "0.3"], []),
+        ([], []),
+        (["--theta", "0.25"], [0]),
+        (["--theta", "25", "--official"], []),
+        (["--theta", "0.3", "--official"], [0]),  # 0.3 %
+    ],
+)
+def test_colap_of_example_c(flags: list[str], overlapping: list[int], tmp_path: Path, command: Command) -> None:
+    """Three English points and one German: shares 0.75 and 0.25."""
+    file = joint(tmp_path / "c.txt", [[("a", 0), ("b", 1), ("c", 2), ("D", 3)]])
+    found = printed(command("colap", file, "--boundary", 2, *flags, "--json"))
+    assert list(found) == COLAP_FIELDS
+    assert list(found.values()) == [1, 1, len(overlapping), len(overlapping), float(len(overlapping)), overlapping]
+
+
+def test_colap_without_shared_strings(tmp_path: Path, command: Command) -> None:
+    """4/7 and 3/7 with `2024`, 1/0 without it."""
+    english = [("2024", 0), ("2024", 1), ("2024", 2), ("year", 2)]
+    file = joint(tmp_path / "c.txt", [[*english, ("2024", 3), ("2024", 4), ("2024", 5)]])
+    found = printed(command("colap", file, "--boundary", 2, "--json"))
+    assert list(found.values()) == [1, 1, 1, 0, 1.0, [0]]
+    text = command("colap", file, "--boundary", 2).out
+    assert text.splitlines() == [
+        *("concepts: 1", "eligible: 1", "overlapping: 1", "overlapping_excl_shared: 0", "colap: 1.0"),
+        "overlapping_concepts: 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "boundary", "overlapping"),
+    [
+        (["--theta", "0.3"], 2, [0]),
+        (["--theta", "0.25"], 2, [0, 1]),
+        (["--theta", "30", "--official"], 2, [0]),
+        (["--theta", "25", "--official"], 2, [0]),
+        (["--theta", "24.9", "--official"], 2, [0, 1]),
+        (["--theta", "0.3", "--official"], 2, [0, 1]),
+        (["--theta", "30", "--official"], 3, []),
+        (["--theta", "25", "--official"], 3, []),
+    ],
+)
+def test_colap_of_golden_test_g5(
+    flags: list[str], boundary: int, overlapping: list[int], tmp_path: Path, command: Command
+) -> None:
+    sentences = [[0, 1, 3, 4], [0, 1, 2, 5], [0, 1]]
+    file = joint(tmp_path / "g5.txt", [[(f"w{c}-{s}", s) for s in mine] for c, mine in enumerate(sentences)])
+    found = printed(command("colap", file, "--boundary", boundary, *flags, "--json"))
+    n = len(overlapping)
+    assert list(found.values()) == [3, 3, n, n, n / 3, overlapping]
+
+
+def test_colap_mistakes(tmp_path: Path, command: Command) -> None:
+    file = joint(tmp_path / "c.txt", [[("a", 0), ("b", 1), ("C", 7)]])
+    assert command("colap", file, "--boundary", 1, "--official").error == (
+        "--official: give --theta; these semantics have no defaults"
+    )
+    done = command("colap", file, "--boundary", 1, "--theta", "30")
+    assert (done.code, done.error) == (1, "theta 30: fraction expected, did you mean 0.3?")
+    done = command("colap", file, "--boundary", 1, "--theta", "30", "--official", "--min-types", 2)
+    assert done.error == "min_types 2, rule all: the official mode has neither; use 1, all"
+    for boundary, language in ((7, "2"), (-1, "1")):
+        done = command("colap", file, "--boundary", boundary)
+        assert done.code == 1
+        assert done.error == (
+            f"--boundary {boundary}: no point of language {language}; {file} holds sentences up to 7, "
+            "give the last one of language 1"
+        )
+    assert command("colap", file).code == 2
