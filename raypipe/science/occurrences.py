@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -94,7 +96,7 @@ def choose(
     common to both spends its places on the first one.
 
     Args:
-        sentences: The words of each sentence.
+        sentences: The words of each sentence; walked through twice and not kept, so it may read them from a file.
         kept: Whether the length filter keeps the sentence.
         min_freq: Least occurrences of a word.
         max_freq: Occurrences kept per word; None = all.
@@ -114,13 +116,24 @@ def choose(
         min_freq, max_freq if not official or max_freq is None else max(max_freq, 1), del_freq, select, 1
     )
     _same_length("kept flags", kept, sentences)
-    places: dict[str, list[tuple[int, int]]] = {}
     fold = _fold(normalise)
-    for i, words in enumerate(sentences):
-        if kept[i]:
-            for j, word in enumerate(words):
-                places.setdefault(fold(word), []).append((i, j))
-    return _array(sorted(found[k] for word, found in places.items() for k in selection(word, len(found))))
+    counts: Counter[str] = Counter()
+    for words, keep in zip(sentences, kept, strict=True):
+        if keep:
+            counts.update(map(fold, words))
+    chosen: dict[str, frozenset[int] | None] = {}
+    for word, n in counts.items():
+        selected = selection(word, n)
+        chosen[word] = None if len(selected) == n else frozenset(selected)
+    seen: Counter[str] = Counter()
+    places = array("i")
+    for i, (words, keep) in enumerate(zip(sentences, kept, strict=True)):
+        for j, word in enumerate(map(fold, words) if keep else ()):
+            positions = chosen[word]
+            if positions is None or seen[word] in positions:
+                places.extend((i, j))
+            seen[word] += 1
+    return np.array(places, np.int32).reshape(-1, 2)
 
 
 def choose_pairwise(

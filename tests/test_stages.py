@@ -1,0 +1,385 @@
+"""The stages by themselves: reading text, cutting shards, dictionaries, warnings."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_world
+from hypothesis import given
+from hypothesis import strategies as st
+
+import raypipe
+from raypipe.errors import CellsFailed, InputError
+from raypipe.grid import Grid
+from raypipe.progress import Silent
+from raypipe.rundir import Cell, RunDir
+from raypipe.schema import TABLES, make_table
+from raypipe.stages import extract
+from raypipe.stages.corpus import read_text
+from raypipe.stages.extract import cut_shards
+from raypipe.stages.lexicon import skipped
+from raypipe.stages.plan import count_lines, make_plan
+from raypipe.stages.signatures import ADVICE, signatures
+
+
+class Notes(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+# --- corpus
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"a b\nc\n", ["a b", "c"]),
+        (b"a b\nc", ["a b", "c"]),  # the last line without LF
+        (b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", ["a", "\ufeffb"]),  # a BOM is one at the start only
+        (b"a\r\nb\rc\r\r\n", ["a", "b\rc\r"]),  # one CR, and only before LF
+        ("a\u2028b\u0085c\x0bd\x0ce\n".encode(), ["a\u2028b\u0085c\x0bd\x0ce"]),
+        (b"\n\na\n\n", ["", "", "a", ""]),
+        (b"\n", [""]),
+    ],
+)
+def test_lines_end_at_lf_only(tmp_path: Path, data: bytes, lines: list[str]) -> None:
+    file = tmp_path / "text"
+    file.write_bytes(data)
+    assert read_text(file, "en") == lines
+    assert count_lines(file) == len(lines)
+
+
+@given(data=st.lists(st.sampled_from([b"\n", b"\r", b"a", b" ", "\u2028".encode()]), min_size=1).map(b"".join))
+def test_lines_are_counted_as_they_are_read(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.getbasetemp() / "counted"
+    file.write_bytes(data)
+    lines = read_text(file, "en")
+    assert len(lines) == count_lines(file)
+    assert "\n".join(lines).replace("\r", "") == data.removesuffix(b"\n").decode().replace("\r", "")
+
+
+def test_the_line_of_a_wrong_byte_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbffine\r\nfine\xc3\xa9\nab\xc3\n")
+    with pytest.raises(InputError, match=r"text:3: not UTF-8 \(byte 0xc3 at column 3\); save the file as UTF-8"):
+        read_text(tmp_path / "text", "en")
+
+
+# --- extract
+
+
+def test_shards_by_hand() -> None:
+    """Sentences of 2, 3, 1 and 2 points; a shard ends with the sentence that reaches the aim."""
+    sentences = np.array([0, 0, 4, 4, 4, 5, 9, 9])
+    assert cut_shards(sentences, 1) == [(0, 2), (2, 5), (5, 6), (6, 8)]
+    assert cut_shards(sentences, 3) == [(0, 5), (5, 8)]
+    assert cut_shards(sentences, 5) == [(0, 5), (5, 8)]
+    assert cut_shards(sentences, 6) == [(0, 6), (6, 8)]
+    assert cut_shards(sentences, 100) == [(0, 8)]
+    assert cut_shards(sentences[:0], 3) == []
+
+
+@given(st.lists(st.integers(0, 12)).map(sorted), st.integers(1, 9))
+def test_shards_hold_whole_sentences_and_every_point(sentences: list[int], points: int) -> None:
+    shards = cut_shards(np.array(sentences, np.int32), points)
+    assert [row for start, stop in shards for row in range(start, stop)] == list(range(len(sentences)))
+    sizes = Counter(sentences)
+    for start, stop in shards:
+        mine = Counter(sentences[start:stop])
+        assert all(n == sizes[sentence] for sentence, n in mine.items())
+        assert stop - start >= points or stop == len(sentences)
+        assert stop - start - mine[sentences[stop - 1]] < points
+
+
+def test_small_shards_hold_the_same_states(
+    world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other shards make other batches, so the last bits may differ, nothing else."""
+    changed: dict[str, Any] = {"languages": ["en", "de"], "layers": [1, 3]}
+    grid = Grid(**world.grid(**changed, models=[{"name": "t", "path": str(world.path / "model" / "step-2")}]))
+    runs = []
+    for name, points in (("whole", 1024), ("cut", 50)):
+        monkeypatch.setattr(extract, "SHARD_BYTES", 1)
+        monkeypatch.setattr(extract, "SMALLEST_SHARD", points)
+        runs.append(raypipe.run(grid, tmp_path / name, "inprocess"))
+    shards = [len(list((tmp_path / name / "activations").rglob("lang=en/part-*"))) for name in ("whole", "cut")]
+    assert shards == [1, 5]
+    for layer in (1, 3):
+        (words, states), (cut_words, cut_states) = (run.states("t", "main", "en", layer) for run in runs)
+        assert words.equals(cut_words)
+        assert np.abs(states - cut_states).max() <= 1e-5 * np.abs(states).max()
+
+
+# --- lexicon
+
+
+def test_inverted_and_skipped_directions_are_noted(world: tiny_world.World, tmp_path: Path) -> None:
+    grid, notes = Grid(**world.grid()), Notes()
+    assert skipped(make_plan(grid)) == ["de-fr", "fr-de"]
+    for only in ("corpus", "lexicon"):
+        raypipe.run(grid, tmp_path / "run", "inprocess", only=only, watcher=notes)
+    assert [text for text in notes.texts if "inverted" in text] == [
+        "fr-en: no dictionary of its own; en-fr.txt is inverted"
+    ]
+    assert [text.split(":")[1].split(",")[0] for text in notes.texts if text.startswith("skipped")] == [
+        " no dictionary for de-fr",
+        " no dictionary for fr-de",
+    ]
+    run = RunDir.open(tmp_path / "run")
+    tables = {pair: run.read_table(f"lexicon/source={pair[0]}/target={pair[1]}.parquet") for pair in _pairs("en", "fr")}
+    forward, back = (tables[pair].to_pylist() for pair in _pairs("en", "fr"))
+    assert [(row["target_word"], row["source_word"]) for row in back] == [
+        (row["source_word"], row["target_word"]) for row in forward
+    ]
+    marks = {pair: run.mark_at("lexicon", f"source={pair[0]}/target={pair[1]}") for pair in _pairs("en", "fr")}
+    assert [bool(mark and mark.receipt["inverted"]) for mark in marks.values()] == [False, True]
+
+
+def _pairs(first: str, second: str) -> list[tuple[str, str]]:
+    return [(first, second), (second, first)]
+
+
+def test_an_induced_dictionary_translates_and_is_called_circular(world: tiny_world.World, tmp_path: Path) -> None:
+    """The two languages of the tiny world say the same word by word, so nearly every best translation is right."""
+    pytest.importorskip("eflomal")
+    notes = Notes()
+    grid = Grid(**world.grid(languages=["en", "de"], lexicon={"induce": "eflomal"}, layers=[1]))
+    run = raypipe.run(grid, tmp_path / "run", "inprocess", watcher=notes)
+    assert any("eflomal draws its own random seed" in text for text in notes.texts)
+    assert any(text.startswith("CIRCULAR_DICTIONARY: en-de and 1 more: induced") for text in notes.texts)
+    for source, target in _pairs("en", "de"):
+        table = RunDir.open(run.path).read_table(f"lexicon/source={source}/target={target}.parquet").to_pylist()
+        best = {row["source_word"]: row["target_word"] for row in table if row["rank"] == 0}
+        right = {tiny_world.word(source, c): tiny_world.word(target, c) for c in range(tiny_world.CONCEPTS)}
+        assert sum(best.get(word) == translation for word, translation in right.items()) >= 0.8 * len(right)
+        shares: Counter[str] = Counter()
+        for row in table:
+            shares[row["source_word"]] += row["probability"]
+        assert all(share == pytest.approx(1) for share in shares.values())
+    before = run.calign()
+    assert raypipe.run(grid, run.path, "inprocess", rerun="scores").calign().equals(before)  # kept, not drawn again
+
+
+def test_induction_that_cannot_be_done(
+    world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = world.grid(languages=["en", "de"], lexicon={"induce": "eflomal"})
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "eflomal", None)
+        with pytest.raises(CellsFailed, match=r"eflomal is not installed; `pip install raypipe\[align\]`"):
+            raypipe.run(Grid(**grid), tmp_path / "run", "inprocess")
+    pytest.importorskip("eflomal")
+    lines = {"en": "one two three\nfour\n", "de": "eins\nvier f\u00fcnf sechs\n"}
+    for language, text in lines.items():
+        (tmp_path / f"{language}.txt").write_text(text)
+    disjoint = grid | {"corpus": {"path": str(tmp_path / "{lang}.txt")}, "words": {"min_words": 2}}
+    with pytest.raises(CellsFailed, match="lexicon.induce: no sentence is kept in both en and de"):
+        raypipe.run(Grid(**disjoint), tmp_path / "other", "inprocess")
+
+
+# --- warnings
+
+QUIET_CALIGN = {
+    **{"model": "bert", "revision": "main", "layer": 3, "source": "en", "target": "de", "k": 10, "seed": 0},
+    **{"theta": 0.8, "translations": 10, "min_types": 5, "size_ratio": 0.6, "reason": ""},
+    **{"concepts": 10, "eligible": 10, "reachable": 10, "aligned": 5, "calign": 0.5, "coverage": 0.9},
+    **{"null_calign": 0.1, "null_sd": 0.05},
+}
+QUIET_COLAP = {
+    **{"model": "bert", "revision": "main", "layer": 3, "scope": "de+en", "k": 10, "seed": 0, "theta": 0.3},
+    **{"concepts": 10, "eligible": 10, "overlapping": 8, "overlapping_excl_shared": 4, "reason": ""},
+}
+QUIET_RECEIPTS = {
+    "corpus": {"lines": 200, "duplicate_lines": 2},
+    "extract": {"points": 990, "lost": 10, "unknown": 50},
+    "concepts": {"points": 200, "largest": 40},
+    "lexicon": {"induced": False},
+}
+CELLS = {
+    "corpus": Cell("corpus", (("lang", "de"),)),
+    "extract": Cell("extract", (("model", "bert"), ("lang", "de"))),
+    "concepts": Cell(
+        "concepts", (("model", "bert"), ("revision", "main"), ("layer", "03"), ("scope", "de"), ("k", "0010"))
+    ),
+    "lexicon": Cell("lexicon", (("source", "en"), ("target", "de"))),
+}
+
+
+def warned(**changed: dict[str, Any]) -> list[dict[str, Any]]:
+    """The warnings of a quiet run in which some part is changed."""
+    rows = {"calign": [QUIET_CALIGN | changed.get("calign", {})], "colap": [QUIET_COLAP | changed.get("colap", {})]}
+    if "back" in changed:
+        rows["calign"].append(rows["calign"][0] | {"source": "de", "target": "en"} | changed["back"])
+    tables = {
+        name: make_table(name, [dict.fromkeys(c.name for c in TABLES[name]) | row for row in rows[name]])
+        for name in rows
+    }
+    done = {stage: [(CELLS[stage], QUIET_RECEIPTS[stage] | changed.get(stage, {}))] for stage in CELLS}
+    return signatures(tables, done)
+
+
+# code, what fires it, what stands just at the limit, and the place, value and limit that the warning gives
+CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = [
+    (
+        "LOW_COVERAGE",
+        {"calign": {"coverage": 0.49}},
+        {"calign": {"coverage": 0.5}},
+        ("en-de", "0.49 of types", "0.5"),
+    ),
+    (
+        "LOW_COVERAGE",
+        {"calign": {"reachable": 4}},
+        {"calign": {"reachable": 5}},
+        ("bert main layer 3 en-de theta 0.8", "4 of 10 eligible concepts reachable", "half"),
+    ),
+    (
+        "UNKNOWN_PIECES",
+        {"extract": {"unknown": 51}},
+        {"extract": {"unknown": 50}},
+        ("bert de", "5.1% of words", "5%"),
+    ),
+    (
+        "LOST_WORDS",
+        {"extract": {"points": 980, "lost": 20}},
+        {"extract": {"lost": 10}},
+        ("bert de", "2.0% of words", "1%"),
+    ),
+    (
+        "DUPLICATE_LINES",
+        {"corpus": {"duplicate_lines": 3}},
+        {"corpus": {"duplicate_lines": 2}},
+        ("de", "1.5% of lines", "1%"),
+    ),
+    (
+        "FEW_POINTS",
+        {"concepts": {"points": 195, "largest": 20}},
+        {"concepts": {"points": 200}},
+        ("bert main layer 03 de", "19.5 points per concept", "20"),
+    ),
+    (
+        "GIANT_CONCEPT",
+        {"concepts": {"largest": 42}},
+        {"concepts": {"largest": 40}},
+        ("bert main layer 03 de", "21% of points", "20%"),
+    ),
+    (
+        "TINY_CONCEPTS",
+        {"calign": {"eligible": 6, "reachable": 6}},
+        {"calign": {"eligible": 7, "reachable": 7}},
+        ("bert main layer 3 en-de theta 0.8", "40% below 5 types", "30%"),
+    ),
+    (
+        "DIRECTION_GAP",
+        {"back": {"calign": 0.25}},
+        {"back": {"calign": 0.3}},
+        ("bert main layer 3 en-de theta 0.8", "0.25", "0.2"),
+    ),
+    (
+        "NULL_LIKE",
+        {"calign": {"calign": 0.2}},
+        {"calign": {"calign": 0.2, "revision": "random:1"}},  # weights that nobody trained are not expected to
+        ("bert main", "1 of 1 scores", "null + 2 sd"),
+    ),
+    (
+        "SHARED_STRINGS",
+        {"colap": {"overlapping_excl_shared": 3}},
+        {"colap": {"overlapping": 0, "overlapping_excl_shared": 0}},
+        ("bert main layer 3 de+en", "3 of 8 left", "half"),
+    ),
+    (
+        "CIRCULAR_DICTIONARY",
+        {"lexicon": {"induced": True}},
+        {"lexicon": {"induced": False}},
+        ("en-de", "induced", "external"),
+    ),
+]
+
+
+def test_a_quiet_run_has_no_warning_and_every_code_is_tested() -> None:
+    assert warned() == warned(back={}) == []
+    assert {code for code, *_ in CASES} == set(ADVICE)
+
+
+@pytest.mark.parametrize(("code", "fires", "at_the_limit", "says"), CASES)
+def test_a_warning_fires_beyond_its_limit_only(
+    code: str, fires: dict[str, Any], at_the_limit: dict[str, Any], says: tuple[str, str, str]
+) -> None:
+    where, value, limit = says
+    (finding,) = [found for found in warned(**fires) if found["code"] == code]
+    assert finding == {
+        "code": code,
+        "where": finding["where"],
+        "value": value,
+        "limit": limit,
+        "advice": ADVICE[code],
+    }
+    assert finding["where"].startswith(where)
+    assert {found["code"] for found in warned(**fires)} == {code}
+    assert warned(**at_the_limit) == []
+
+
+def test_the_worst_case_stands_for_the_others() -> None:
+    assert warned(calign={"coverage": 0.4}, back={"coverage": 0.3})[0] | {"advice": ""} == {
+        **{"code": "LOW_COVERAGE", "where": "de-en and 1 more", "value": "0.30 of types", "limit": "0.5"},
+        "advice": "",
+    }
+
+
+def test_unscored_rows_are_left_out() -> None:
+    nothing = dict.fromkeys(("concepts", "eligible", "reachable", "aligned", "calign", "coverage", "null_calign"))
+    assert warned(calign={**nothing, "null_sd": None, "reason": "no_lexicon"}) == []
+    assert warned(calign={"null_calign": None, "null_sd": None}) == []
+
+
+def test_the_limit_of_a_giant_concept_follows_k() -> None:
+    """Beyond 250 concepts, 50 times the mean is less than a fifth: 50/500 = 10 %."""
+    cell = Cell("concepts", (*CELLS["concepts"].key[:-1], ("k", "0500")))
+    empty = {name: make_table(name, []) for name in ("calign", "colap")}
+    nothing: dict[str, Any] = dict.fromkeys(("corpus", "extract", "lexicon"), ())
+    found = signatures(empty, nothing | {"concepts": [(cell, {"points": 20_000, "largest": 2_200})]})
+    assert [(f["code"], f["value"], f["limit"]) for f in found] == [("GIANT_CONCEPT", "11% of points", "10%")]
+    assert not signatures(empty, nothing | {"concepts": [(cell, {"points": 20_000, "largest": 2_000})]})
+
+
+# --- real text and a really trained model
+
+
+@pytest.mark.shared
+def test_alignment_rises_with_training(shared: Path, tmp_path: Path) -> None:
+    """Captions, layer 2 of 6, 150 concepts: hardly any concept is aligned before training, many after."""
+    grid = Grid(
+        name="captions",
+        models=[
+            {
+                "name": "encoder",
+                "path": str(shared / "models" / "caption-encoder"),
+                "revisions": ["step-000000", "step-008000"],
+            }
+        ],
+        languages=["en", "de"],
+        layers=[2],
+        corpus={"path": str(shared / "data" / "captions" / "{lang}.tok")},
+        lexicon={
+            "format": "arrow",
+            "path": str(shared / "data" / "dictionaries" / "captions" / "{source}-{target}.txt"),
+        },
+        concepts={"k": 150},
+        calign={"theta": 0.5},
+    )
+    rows = raypipe.run(grid, tmp_path / "run", "inprocess").calign().to_pylist()
+    calign = {(row["revision"], row["source"]): row for row in rows}
+    for source in ("en", "de"):
+        before, after = calign["step-000000", source], calign["step-008000", source]
+        assert before["calign"] < 0.05
+        assert after["calign"] > before["calign"] + 0.1
+        assert after["calign"] > after["null_calign"] + 2 * after["null_sd"]
+        assert after["coverage"] > 0.7
