@@ -225,7 +225,7 @@ def run(
     address: Annotated[str, typer.Option(help="auto, local, inprocess or HOST:PORT.")] = "auto",
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
     rerun: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Forget this stage and those after it first.")
+        str | None, typer.Option(metavar="STAGE", help="Forget this stage and those that build on it first.")
     ] = None,
 ) -> None:
     """Runs a grid, or what is left of it, and prints the result.
@@ -443,7 +443,7 @@ def _end(message: str, code: int) -> NoReturn:
 def main() -> NoReturn:
     """Entry point of the command `raypipe`."""
     try:
-        app()
+        app(prog_name="raypipe")
     except RaypipeError as error:
         _end(str(error), 1)
     except KeyboardInterrupt:

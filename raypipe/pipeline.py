@@ -38,7 +38,7 @@ class Stage:
     name: str
     cells: Callable[[Plan, Cells], list[Cell]]
     run: Callable[[Context, list[Cell], Cells], None]
-    reads: tuple[str, ...] = ()  # stages without which there is nothing to work on
+    reads: tuple[str, ...] = ()  # stages whose results it works on
     strict: bool = False  # a failure here is a mistake in the input that everything rests on
 
 
@@ -54,7 +54,11 @@ STAGES = (
         "corpus", lambda plan, _: corpus.cells(plan), lambda context, todo, _: corpus.run(context, todo), strict=True
     ),
     Stage(
-        "lexicon", lambda plan, _: lexicon.cells(plan), lambda context, todo, _: lexicon.run(context, todo), strict=True
+        "lexicon",
+        lambda plan, _: lexicon.cells(plan),
+        lambda context, todo, _: lexicon.run(context, todo),
+        reads=("corpus",),
+        strict=True,
     ),
     Stage(
         "extract",
@@ -77,6 +81,15 @@ STAGES = (
 )
 STAGE_NAMES = (*(stage.name for stage in STAGES), "report")
 READS = {stage.name: stage.reads for stage in STAGES} | {"report": ("scores",)}
+
+
+def _built_on(stage: str) -> tuple[str, ...]:
+    """A stage and those that read its results, directly or not."""
+    found = [stage]
+    for name, reads in READS.items():
+        if set(reads) & set(found):
+            found.append(name)
+    return tuple(found)
 
 
 def all_cells(plan: Plan) -> Cells:
@@ -103,7 +116,7 @@ def run(
         run_dir: Its run directory; `runs/NAME` by default.
         address: `auto` (RAY_ADDRESS if set, else local), `local` (a Ray of its own), `inprocess` (no Ray) or HOST:PORT.
         only: Run this stage alone; what it reads must be there.
-        rerun: Forget this stage and those after it first.
+        rerun: Forget this stage and those that build on it first.
         watcher: Told of progress.
 
     Raises:
@@ -116,7 +129,7 @@ def run(
             raise RunError(f"stage {name}: unknown; expected one of {', '.join(STAGE_NAMES)}")
     plan = make_plan(grid)
     cells = all_cells(plan)
-    again = STAGE_NAMES[STAGE_NAMES.index(rerun) :] if rerun else ()
+    again = _built_on(rerun) if rerun else ()
     place = Path(run_dir or Path("runs") / grid.name)
     for name in READS[only] if only else ():
         if cells[name] and (name in again or not any(map(RunDir(place).mark, cells[name]))):

@@ -92,12 +92,10 @@ class Run:
             RunError: The run holds no such states.
         """
         axes = {"model": model, "revision": revision, "component": component, "lang": language}
-        folder = self.path / self._one("activations", axes)
-        files = sorted(folder.glob("part-*.parquet"))
-        points = [
-            self._dir.read_table(str(file.relative_to(self.path)), arrow_schema("points").names) for file in files
-        ]
-        return pa.concat_tables(points), np.concatenate([read_layer(file, layer) for file in files])
+        mark = self._dir.mark_at("extract", self._one("activations", axes).removeprefix("activations/"))
+        shards = [name for name, _ in mark.receipt["shards"]] if mark else []
+        points = [self._dir.read_table(name, arrow_schema("points").names) for name in shards]
+        return pa.concat_tables(points), np.concatenate([read_layer(self.path / name, layer) for name in shards])
 
     def _one(self, kind: str, axes: dict[str, Any]) -> str:
         """The one finished folder below `kind` whose hive path fits the axes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -107,11 +106,6 @@ def aligned(
         row["words"] = ", ".join(f"{p['source']}={p['target']}" for p in row["word_pairs"])
     settings = groupby(rows, key=itemgetter(*SETTING))  # the table holds each setting's rows together
     return [row for _, mine in settings for row in sorted(mine, key=lambda r: (-r["fraction"], -r["matched"]))]
-
-
-def natural(text: str) -> list[Any]:
-    """Sort key: step-2 before step-10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def summary(run: Run) -> Table:

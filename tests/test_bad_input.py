@@ -132,7 +132,7 @@ def test_an_empty_file(desk: Desk, languages: list[str]) -> None:
     desk.refused(rf".*/text/{languages[0]}.txt: is empty; expected one sentence per line")
 
 
-def test_text_that_is_not_utf8(desk: Desk) -> None:
+def test_text_that_is_not_utf8(desk: Desk, command: Command) -> None:
     lines = (desk.path / "text/de.txt").read_bytes().split(b"\n")
     lines[6] = "Stra\xdfe".encode("latin-1")
     desk.write("text/de.txt", b"\n".join(lines))
@@ -140,6 +140,9 @@ def test_text_that_is_not_utf8(desk: Desk) -> None:
     assert line.startswith("corpus lang=de: ")
     assert not (desk.run_dir / "corpus/lang=de").exists()
     assert not desk.has_scores()
+    done = command("plan", desk.path / "grid.yaml")
+    assert (done.code, done.out) == (1, "")
+    assert done.error.endswith("/text/de.txt:7: not UTF-8 (byte 0xdf at column 5); save the file as UTF-8")
     desk.write("text/de.txt", b"\n".join(lines).replace(b"\xdf", b"ss"))
     assert desk.run().code == 0
     assert not RunDir.open(desk.run_dir).failures()
@@ -353,7 +356,14 @@ def test_a_damaged_file_of_the_run(desk: Desk, command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "needs"), [("extract", "corpus"), ("concepts", "extract"), ("scores", "lexicon"), ("report", "scores")]
+    ("stage", "needs"),
+    [
+        ("lexicon", "corpus"),
+        ("extract", "corpus"),
+        ("concepts", "extract"),
+        ("scores", "lexicon"),
+        ("report", "scores"),
+    ],
 )
 def test_a_stage_alone_says_what_it_reads(desk: Desk, stage: str, needs: str) -> None:
     desk.refused(rf"--only {stage}: .* holds no result of the stage {needs}; run that first, or .*", "--only", stage)
@@ -455,5 +465,9 @@ def test_a_local_data_set_is_read_to_the_same_tables(desk: Desk, expected: dict[
     assert corpus_bytes(desk.run_dir) == expected
     pq.write_table(pa.table({"en": lines["en"], "fr": lines["de"]}), desk.path / "set" / "train.parquet")
     assert re.search(r"corpus\.path .*/set: no column de; found en, fr", read_corpus(desk, **corpus).error)
+    pq.write_table(pa.table({"en": ["a"], "de": ["b"]}).slice(1), desk.path / "set" / "train.parquet")
+    assert re.search(
+        r"/set: (is empty; expected one sentence per row|cannot be loaded)", read_corpus(desk, **corpus).error
+    )
     shutil.rmtree(desk.path / "set")
     assert re.search(r"corpus\.path .*/set: cannot be loaded \(.*\)", read_corpus(desk, **corpus).error)

@@ -328,14 +328,14 @@ def test_one_stage_alone_and_from_one_stage_on(
     assert sorted(path.name for path in run.iterdir()) == ["_done", "corpus", "grid.yaml", "run.json"]
     shutil.rmtree(run)
     shutil.copytree(finished, run)
-    before = _times(run)
-    assert command(*where, "--rerun", "concepts").code == 0
-    after = _times(run)
-    changed = {name.split("/")[0] for name in before if before[name] != after[name]}
-    assert changed == {"concepts", "scores"}
-    for name in ("calign", "aligned", "colap", "overlap"):
-        table = f"scores/{name}.parquet"
-        assert (run / table).read_bytes() == (finished / table).read_bytes()
+    for stage, built_on in (("concepts", {"concepts", "scores"}), ("lexicon", {"lexicon", "scores"})):
+        before = _times(run)
+        assert command(*where, "--rerun", stage).code == 0
+        after = _times(run)
+        assert {name.split("/")[0] for name in before if before[name] != after[name]} == built_on
+        for name in ("calign", "aligned", "colap", "overlap"):
+            table = f"scores/{name}.parquet"
+            assert (run / table).read_bytes() == (finished / table).read_bytes()
     for flag in ("--only", "--rerun"):
         done = command(*where, flag, "walk")
         assert done.error == "stage walk: unknown; expected one of corpus, lexicon, extract, concepts, scores, report"

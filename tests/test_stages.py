@@ -14,17 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import raypipe
-from raypipe.errors import CellsFailed, InputError
+from raypipe.cluster.inprocess import InProcess
+from raypipe.cluster.protocol import Resources
+from raypipe.errors import CellsFailed, InputError, RunError
 from raypipe.grid import Grid
+from raypipe.pipeline import all_cells
 from raypipe.progress import Silent
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import TABLES, make_table
 from raypipe.stages import extract
+from raypipe.stages.context import Context
 from raypipe.stages.corpus import read_text
 from raypipe.stages.extract import cut_shards
 from raypipe.stages.lexicon import skipped
 from raypipe.stages.plan import count_lines, make_plan
 from raypipe.stages.signatures import ADVICE, signatures
+
+STATES_OF_T = "model=t/revision=main/component=encoder/variant=v-default"
 
 
 class Notes(Silent):
@@ -103,20 +109,44 @@ def test_shards_hold_whole_sentences_and_every_point(sentences: list[int], point
 def test_small_shards_hold_the_same_states(
     world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other shards make other batches, so the last bits may differ, nothing else."""
-    changed: dict[str, Any] = {"languages": ["en", "de"], "layers": [1, 3]}
-    grid = Grid(**world.grid(**changed, models=[{"name": "t", "path": str(world.path / "model" / "step-2")}]))
-    runs = []
-    for name, points in (("whole", 1024), ("cut", 50)):
-        monkeypatch.setattr(extract, "SHARD_BYTES", 1)
+    """Other shards make other batches, so the last bits may differ, nothing else; shards of before are not read."""
+    grid = Grid(**world.grid(languages=["en", "de"], models=[{"name": "t", "path": f"{world.path}/model/step-2"}]))
+    monkeypatch.setattr(extract, "SHARD_BYTES", 1)
+    found = []
+    for points, shards in ((50, 5), (1024, 1)):
         monkeypatch.setattr(extract, "SMALLEST_SHARD", points)
-        runs.append(raypipe.run(grid, tmp_path / name, "inprocess"))
-    shards = [len(list((tmp_path / name / "activations").rglob("lang=en/part-*"))) for name in ("whole", "cut")]
-    assert shards == [1, 5]
-    for layer in (1, 3):
-        (words, states), (cut_words, cut_states) = (run.states("t", "main", "en", layer) for run in runs)
+        run = raypipe.run(grid, tmp_path / "run", "inprocess", rerun="extract")
+        found.append([run.states("t", "main", "en", layer) for layer in (1, 3)])
+        mark = RunDir.open(run.path).mark_at("extract", f"{STATES_OF_T}/lang=en")
+        assert mark is not None
+        assert len(mark.receipt["shards"]) == shards
+        assert len(list(tmp_path.rglob("lang=en/part-*"))) == 5  # the second run leaves four behind
+    for (cut_words, cut_states), (words, states) in zip(*found, strict=True):
         assert words.equals(cut_words)
         assert np.abs(states - cut_states).max() <= 1e-5 * np.abs(states).max()
+
+
+def test_a_shard_that_comes_back_short_fails_its_cell(
+    world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgetful(extract.Worker):
+        def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+            receipt = super().__call__(item)
+            return receipt | {"points": receipt["points"] - (item["language"] == "de")}
+
+    grid = Grid(**world.grid(languages=["en", "de"], models=[{"name": "t", "path": f"{world.path}/model/step-2"}]))
+    raypipe.run(grid, tmp_path / "run", "inprocess", only="corpus")
+    monkeypatch.setattr(extract, "Worker", Forgetful)
+    with pytest.raises(CellsFailed, match=r"^extract .*/lang=de: shards came back with rows missing; run again"):
+        raypipe.run(grid, tmp_path / "run", "inprocess", only="extract")
+    plan = make_plan(grid)
+    cells = {cell["lang"]: cell for cell in all_cells(plan)["extract"]}
+    context = Context(RunDir.open(tmp_path / "run"), plan, InProcess(Resources(1, 0, 1, 0)), Silent())
+    assert [name for name, _ in context.shards(cells["en"])] == [
+        f"activations/{STATES_OF_T}/lang=en/part-00000.parquet"
+    ]
+    with pytest.raises(RunError, match=r"^extract t main .* de: is not there yet; run the stage extract first"):
+        context.shards(cells["de"])
 
 
 # --- lexicon
@@ -182,22 +212,24 @@ def test_induction_that_cannot_be_done(
     for language, text in lines.items():
         (tmp_path / f"{language}.txt").write_text(text)
     disjoint = grid | {"corpus": {"path": str(tmp_path / "{lang}.txt")}, "words": {"min_words": 2}}
-    with pytest.raises(CellsFailed, match="lexicon.induce: no sentence is kept in both en and de"):
+    with pytest.raises(CellsFailed, match=r"lexicon\.induce: no sentence is kept in both en and de"):
         raypipe.run(Grid(**disjoint), tmp_path / "other", "inprocess")
 
 
 # --- warnings
 
-QUIET_CALIGN = {
-    **{"model": "bert", "revision": "main", "layer": 3, "source": "en", "target": "de", "k": 10, "seed": 0},
-    **{"theta": 0.8, "translations": 10, "min_types": 5, "size_ratio": 0.6, "reason": ""},
-    **{"concepts": 10, "eligible": 10, "reachable": 10, "aligned": 5, "calign": 0.5, "coverage": 0.9},
-    **{"null_calign": 0.1, "null_sd": 0.05},
-}
-QUIET_COLAP = {
-    **{"model": "bert", "revision": "main", "layer": 3, "scope": "de+en", "k": 10, "seed": 0, "theta": 0.3},
-    **{"concepts": 10, "eligible": 10, "overlapping": 8, "overlapping_excl_shared": 4, "reason": ""},
-}
+STATE: dict[str, Any] = {"model": "bert", "revision": "main", "layer": 3, "k": 10, "seed": 0, "reason": ""}
+QUIET_CALIGN = (
+    STATE
+    | {"source": "en", "target": "de", "theta": 0.8, "translations": 10, "min_types": 5, "size_ratio": 0.6}
+    | {"concepts": 10, "eligible": 10, "reachable": 10, "aligned": 5, "calign": 0.5, "coverage": 0.9}
+    | {"null_calign": 0.1, "null_sd": 0.05}
+)
+QUIET_COLAP = (
+    STATE
+    | {"scope": "de+en", "theta": 0.3}
+    | {"concepts": 10, "eligible": 10, "overlapping": 8, "overlapping_excl_shared": 4}
+)
 QUIET_RECEIPTS = {
     "corpus": {"lines": 200, "duplicate_lines": 2},
     "extract": {"points": 990, "lost": 10, "unknown": 50},
@@ -328,16 +360,25 @@ def test_a_warning_fires_beyond_its_limit_only(
 
 
 def test_the_worst_case_stands_for_the_others() -> None:
-    assert warned(calign={"coverage": 0.4}, back={"coverage": 0.3})[0] | {"advice": ""} == {
-        **{"code": "LOW_COVERAGE", "where": "de-en and 1 more", "value": "0.30 of types", "limit": "0.5"},
-        "advice": "",
-    }
+    (finding,) = warned(calign={"coverage": 0.4}, back={"coverage": 0.3})
+    assert (finding["where"], finding["value"]) == ("de-en and 1 more", "0.30 of types")
 
 
 def test_unscored_rows_are_left_out() -> None:
     nothing = dict.fromkeys(("concepts", "eligible", "reachable", "aligned", "calign", "coverage", "null_calign"))
     assert warned(calign={**nothing, "null_sd": None, "reason": "no_lexicon"}) == []
     assert warned(calign={"null_calign": None, "null_sd": None}) == []
+
+
+def test_no_draws_no_nulls(world: tiny_world.World, tmp_path: Path) -> None:
+    off = {"calign": {"min_types": 2, "null_draws": 0}, "colap": {"null_draws": 0}, "layers": [1]}
+    run = raypipe.run(Grid(**world.grid(**off, languages=["en", "de"])), tmp_path / "run", "inprocess")
+    calign, colap = run.calign().to_pylist(), run.colap().to_pylist()
+    for name in ("null_calign", "null_sd", "null_max", "null_p"):
+        assert {row[name] for row in calign} == {None}
+    assert {row["permuted_colap"] for row in colap} == {None}
+    assert None not in {row["calign"] for row in calign} | {row["colap"] for row in colap}
+    assert "NULL_LIKE" not in (run.path / "report/index.html").read_text()
 
 
 def test_the_limit_of_a_giant_concept_follows_k() -> None:

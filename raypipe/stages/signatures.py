@@ -93,7 +93,7 @@ def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
         elif row["reachable"] < row["eligible"] / 2:
             value = f"{row['reachable']} of {row['eligible']} eligible concepts reachable"
             cases.append(("LOW_COVERAGE", where, value, "half", -row["reachable"] / row["eligible"]))
-        tiny = 1 - row["eligible"] / row["concepts"]
+        tiny = (row["concepts"] - row["eligible"]) / row["concepts"]
         if tiny > 0.3:
             cases.append(("TINY_CONCEPTS", where, f"{tiny:.0%} below {row['min_types']} types", "30%", tiny))
         back = other.get((row["target"], row["source"], *(row[s] for s in settings)))
