@@ -209,7 +209,7 @@ def _freeze(folder: RunDir, grid: Grid, cells: Cells) -> None:
         "versions": {name: version(name) for name in libraries},
         "machine": {"python": platform.python_version(), "system": platform.system(), "processor": platform.machine()},
         "created": held.get("created", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
-        "cells": {name: len(of_stage) for name, of_stage in cells.items()},
+        "cells": {name: [cell.path for cell in of_stage] for name, of_stage in cells.items()},
     }
     folder.write_bytes("grid.yaml", grid.to_yaml().encode())
     folder.write_json("run.json", described)

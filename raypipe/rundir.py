@@ -135,7 +135,8 @@ class RunDir:
             RunError: There is none.
         """
         run = cls(path)
-        if not (run.path / "run.json").is_file():
+        held = run.read_json("run.json") if (run.path / "run.json").is_file() else {}
+        if not {"name", "created"} <= set(held):
             raise RunError(
                 f"{run.path}: not a run directory (no run.json); make one with `raypipe run --run {run.path}`"
             )
@@ -271,9 +272,9 @@ class RunDir:
         found = sorted((self.path / _FAILURES).rglob("*.json"))
         return [self.read_json(str(f.relative_to(self.path))) | {"file": str(f.relative_to(self.path))} for f in found]
 
-    def count_marks(self, stage: str) -> int:
-        """Finished cells of a stage."""
-        return sum(1 for _ in (self.path / _MARKS / stage).rglob("*.json"))
+    def count_marks(self, stage: str, paths: Sequence[str]) -> int:
+        """How many of a stage's cells, given by their paths, are finished."""
+        return sum((self.path / _MARKS / stage / f"{path}.json").is_file() for path in paths)
 
 
 @contextmanager
@@ -293,7 +294,7 @@ def _writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise RunError(
             f"{target}: cannot be written ({reason}); free space or choose another --run, what is finished is kept"
         ) from None

@@ -173,11 +173,12 @@ def status(run: Run) -> dict[str, Any]:
     """How far a run is: cells planned, done and failed per stage, and the failures."""
     folder = RunDir.open(run.path)
     described = folder.read_json("run.json")
-    failures = folder.failures()
+    planned = {f"_failed/{stage}/{path}.json" for stage, paths in described["cells"].items() for path in paths}
+    failures = [failure for failure in folder.failures() if failure["file"] in planned]
     stages = {}
-    for stage, planned in described["cells"].items():
+    for stage, paths in described["cells"].items():
         failed = sum(failure["file"].startswith(f"_failed/{stage}/") for failure in failures)
-        stages[stage] = {"planned": planned, "done": folder.count_marks(stage), "failed": failed}
+        stages[stage] = {"planned": len(paths), "done": folder.count_marks(stage, paths), "failed": failed}
     listed = [{name: failure[name] for name in ("cell", "message", "file")} for failure in failures]
     report = str(run.report) if run.report.is_file() else None
     return {

@@ -18,7 +18,7 @@ TABLE = pa.table({"a": [1, 2], "b": ["x", "y"]})
 
 def begun(path: Path, name: str = "g") -> RunDir:
     run = RunDir.create(path, name)
-    run.write_json("run.json", {"name": name})
+    run.write_json("run.json", {"name": name, "created": "2026-11-21T00:00:00Z"})
     return run
 
 
@@ -61,7 +61,7 @@ def test_the_mark_makes_the_cell_done(tmp_path: Path) -> None:
     assert mark is not None
     assert (mark.seconds, mark.receipt) == (1.235, {"points": 2})
     assert mark.files["x/t.parquet"]["sha256"] == file_digest(run.path / "x/t.parquet")
-    assert run.count_marks("extract") == 1
+    assert run.count_marks("extract", [cell().path, "model=other"]) == 1
     run.forget("extract")
     assert run.mark(cell()) is None
 
@@ -161,6 +161,10 @@ def test_an_unusable_directory_is_one_line(tmp_path: Path) -> None:
         RunDir.create(tmp_path / "r", "two")
     with pytest.raises(RunError, match=r"not a run directory \(no run\.json\); make one with"):
         RunDir.open(tmp_path / "none")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text('{"scripts": []}')
+    with pytest.raises(RunError, match="not a run directory"):
+        RunDir.open(tmp_path / "other")
     assert RunDir.open(tmp_path / "r").path == tmp_path / "r"
 
 

@@ -191,6 +191,8 @@ def test_an_induced_dictionary_translates_and_is_called_circular(world: tiny_wor
         best = {row["source_word"]: row["target_word"] for row in table if row["rank"] == 0}
         right = {tiny_world.word(source, c): tiny_world.word(target, c) for c in range(tiny_world.CONCEPTS)}
         assert sum(best.get(word) == translation for word, translation in right.items()) >= 0.8 * len(right)
+        words = (world.path / "text" / f"{source}.txt").read_text().split()
+        assert sum(row["count"] for row in table) >= 0.8 * len(words)  # nearly every word keeps its link
         shares: Counter[str] = Counter()
         for row in table:
             shares[row["source_word"]] += row["probability"]
@@ -231,7 +233,7 @@ QUIET_COLAP = (
     | {"concepts": 10, "eligible": 10, "overlapping": 8, "overlapping_excl_shared": 4}
 )
 QUIET_RECEIPTS = {
-    "corpus": {"lines": 200, "duplicate_lines": 2},
+    "corpus": {"lines": 200, "duplicate_lines": 2, "points": 100},
     "extract": {"points": 990, "lost": 10, "unknown": 50},
     "concepts": {"points": 200, "largest": 40},
     "lexicon": {"induced": False},
@@ -245,6 +247,8 @@ CELLS = {
     "lexicon": Cell("lexicon", (("source", "en"), ("target", "de"))),
 }
 
+JOINT = Cell("concepts", (("model", "bert"), ("revision", "main"), ("layer", "03"), ("scope", "de+en"), ("k", "0010")))
+
 
 def warned(**changed: dict[str, Any]) -> list[dict[str, Any]]:
     """The warnings of a quiet run in which some part is changed."""
@@ -256,6 +260,8 @@ def warned(**changed: dict[str, Any]) -> list[dict[str, Any]]:
         for name in rows
     }
     done = {stage: [(CELLS[stage], QUIET_RECEIPTS[stage] | changed.get(stage, {}))] for stage in CELLS}
+    done["corpus"].append((Cell("corpus", (("lang", "en"),)), QUIET_RECEIPTS["corpus"]))
+    done["concepts"].append((JOINT, QUIET_RECEIPTS["concepts"]))
     return signatures(tables, done)
 
 
@@ -320,6 +326,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = 
         {"calign": {"calign": 0.2}},
         {"calign": {"calign": 0.2, "revision": "random:1"}},  # weights that nobody trained are not expected to
         ("bert main", "1 of 1 scores", "null + 2 sd"),
+    ),
+    (
+        "LANGUAGE_IMBALANCE",  # 2 x 60 / 160 = 0.75; 2 x 67 / 167 = 0.802
+        {"corpus": {"points": 60}},
+        {"corpus": {"points": 67}},
+        ("de+en", "de holds 0.75 of an equal share", "0.8"),
     ),
     (
         "SHARED_STRINGS",

@@ -23,6 +23,7 @@ ADVICE = {
     "TINY_CONCEPTS": "k is too large for the data: the eligible score rests on few concepts",
     "DIRECTION_GAP": "usually unequal coverage: compare the coverage of both directions",
     "NULL_LIKE": "no evidence of alignment at this setting: not above the shuffled dictionary",
+    "LANGUAGE_IMBALANCE": "shares of a concept follow the sizes of the languages: use equal samples",
     "SHARED_STRINGS": "overlap comes from numbers, names and punctuation common to the languages",
     "CIRCULAR_DICTIONARY": "the dictionary was induced from the sentences that gave the points: CALIGN is inflated",
 }
@@ -55,6 +56,7 @@ def _of_cells(done: Done) -> list[Case]:
         share = receipt["duplicate_lines"] / max(receipt["lines"], 1)
         if share > 0.01:
             cases.append(("DUPLICATE_LINES", cell["lang"], f"{share:.1%} of lines", "1%", share))
+    cases += _imbalanced(done)
     for cell, receipt in done["extract"]:
         chosen, where = receipt["points"] + receipt["lost"], f"{cell['model']} {cell['lang']}"
         for code, name, limit in (("LOST_WORDS", "lost", 0.01), ("UNKNOWN_PIECES", "unknown", 0.05)):
@@ -80,6 +82,19 @@ def _of_cells(done: Done) -> list[Case]:
     return cases
 
 
+def _imbalanced(done: Done) -> list[Case]:
+    """Joint scopes in which a language has few points."""
+    points = {cell["lang"]: receipt["points"] for cell, receipt in done["corpus"]}
+    cases: list[Case] = []
+    for scope in sorted({cell["scope"] for cell, _ in done["concepts"] if "+" in cell["scope"]}):
+        sizes = {language: points.get(language, 0) for language in scope.split("+")}
+        least = min(sizes, key=lambda language: sizes[language])
+        share = sizes[least] * len(sizes) / max(sum(sizes.values()), 1)
+        if share < 0.8:
+            cases.append(("LANGUAGE_IMBALANCE", scope, f"{least} holds {share:.2f} of an equal share", "0.8", -share))
+    return cases
+
+
 def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
     cases: list[Case] = []
     settings = ("model", "revision", "layer", "k", "seed", "theta", "translations", "min_types", "size_ratio")
@@ -97,7 +112,7 @@ def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
         if tiny > 0.3:
             cases.append(("TINY_CONCEPTS", where, f"{tiny:.0%} below {row['min_types']} types", "30%", tiny))
         back = other.get((row["target"], row["source"], *(row[s] for s in settings)))
-        if back and abs(row["calign"] - back["calign"]) > 0.2:
+        if back and abs(row["calign"] - back["calign"]) > 0.2 + 1e-9:
             gap = abs(row["calign"] - back["calign"])
             cases.append(("DIRECTION_GAP", where, f"{gap:.2f}", "0.2", gap))
     return cases + _null_like(scored)
