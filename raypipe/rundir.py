@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,18 +164,23 @@ class RunDir:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path / name}: missing or damaged ({error}); delete it and run again") from None
 
-    def write_table(self, name: str, table: pa.Table, row_group: int | None = None) -> dict[str, Any]:
-        """Writes a Parquet file atomically, uncompressed states and zstd for the rest; same table, same bytes."""
+    def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
+        """Writes a Parquet file of one row group; see `write_tables`."""
+        return self.write_tables(name, table.schema, [table])
+
+    def write_tables(self, name: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> dict[str, Any]:
+        """Writes a Parquet file atomically, a row group per part, uncompressed states and zstd for the rest.
+
+        The same parts give the same bytes; one part at a time is held.
+        """
         target = self.path / name
-        binary = any(pa.types.is_fixed_size_binary(f.type) for f in table.schema)
+        binary = any(pa.types.is_fixed_size_binary(field.type) for field in schema)
         with _writing(target), _renamed(target) as temporary:
-            pq.write_table(
-                table,
-                temporary,
-                compression="none" if binary else "zstd",
-                use_dictionary=not binary,
-                row_group_size=row_group or max(1, table.num_rows),
-            )
+            with pq.ParquetWriter(
+                temporary, schema, compression="none" if binary else "zstd", use_dictionary=not binary
+            ) as writer:
+                for part in parts:
+                    writer.write_table(part, row_group_size=max(1, part.num_rows))
             return {"bytes": temporary.stat().st_size, "sha256": file_digest(temporary)}
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:

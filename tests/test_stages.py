@@ -24,7 +24,7 @@ from raypipe.rundir import Cell, RunDir
 from raypipe.schema import TABLES, make_table
 from raypipe.stages import extract
 from raypipe.stages.context import Context
-from raypipe.stages.corpus import read_text
+from raypipe.stages.corpus import TextLines
 from raypipe.stages.extract import cut_shards
 from raypipe.stages.lexicon import skipped
 from raypipe.stages.plan import count_lines, make_plan
@@ -61,7 +61,7 @@ class Notes(Silent):
 def test_lines_end_at_lf_only(tmp_path: Path, data: bytes, lines: list[str]) -> None:
     file = tmp_path / "text"
     file.write_bytes(data)
-    assert read_text(file, "en") == lines
+    assert list(TextLines(file)) == lines
     assert count_lines(file) == len(lines)
 
 
@@ -69,7 +69,7 @@ def test_lines_end_at_lf_only(tmp_path: Path, data: bytes, lines: list[str]) -> 
 def test_lines_are_counted_as_they_are_read(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.getbasetemp() / "counted"
     file.write_bytes(data)
-    lines = read_text(file, "en")
+    lines = list(TextLines(file))
     assert len(lines) == count_lines(file)
     assert "\n".join(lines).replace("\r", "") == data.removesuffix(b"\n").decode().replace("\r", "")
 
@@ -77,7 +77,7 @@ def test_lines_are_counted_as_they_are_read(data: bytes, tmp_path_factory: pytes
 def test_the_line_of_a_wrong_byte_is_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"\xef\xbb\xbffine\r\nfine\xc3\xa9\nab\xc3\n")
     with pytest.raises(InputError, match=r"text:3: not UTF-8 \(byte 0xc3 at column 3\); save the file as UTF-8"):
-        read_text(tmp_path / "text", "en")
+        list(TextLines(tmp_path / "text"))
 
 
 # --- extract

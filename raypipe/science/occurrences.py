@@ -7,7 +7,8 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,18 @@ MAX_WORDS = 299
 
 Words = Sequence[Sequence[str]]
 """The words of each sentence."""
+
+
+class Walk(Protocol):
+    """The words of each sentence, to walk through more than once; may be read from a file each time."""
+
+    def __iter__(self) -> Iterator[Sequence[str]]:
+        """From the first sentence."""
+
+    def __len__(self) -> int:
+        """Number of sentences."""
+
+
 Links = Sequence[Sequence[tuple[int, int]]]
 """The word alignment: per sentence pair, (source token, target token) in file order."""
 Places = NDArray[np.int32]
@@ -45,7 +58,7 @@ def normalise(word: str, how: str) -> str:
     return _FORMS[how](word)
 
 
-def length_filter(sentences: Words, *, min_words: int = 1, max_words: int = MAX_WORDS) -> list[str]:
+def length_filter(sentences: Walk, *, min_words: int = 1, max_words: int = MAX_WORDS) -> list[str]:
     """Why each sentence of one language is dropped: `too_short`, `too_long`, or empty for a kept one.
 
     The released code keeps empty lines (`min_words=0`) and keeps a sentence only if both sides are kept.
@@ -79,7 +92,7 @@ class _Selection:
 
 
 def choose(
-    sentences: Words,
+    sentences: Walk,
     kept: Sequence[bool],
     *,
     min_freq: int = MIN_FREQ,
@@ -220,7 +233,7 @@ def _fold(how: str) -> Callable[[str], str]:
     return _FORMS[how]
 
 
-def _same_length(name: str, values: Sequence[object], sentences: Words) -> None:
+def _same_length(name: str, values: Sequence[object], sentences: Walk) -> None:
     if len(values) != len(sentences):
         raise InputError(f"{len(sentences)} sentences but {len(values)} {name}; expected one per sentence")
 

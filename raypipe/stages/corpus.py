@@ -6,10 +6,15 @@ One cell per language; a sentence's id is its 0-based input line, for ever.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from raypipe.errors import InputError
 from raypipe.grid import Grid
@@ -58,12 +63,11 @@ def run(context: Context, todo: list[Cell]) -> None:
 
 
 def work(item: Item) -> Receipt:
-    """Reads one language and writes its sentences and chosen occurrences."""
+    """Reads one language and writes its sentences and chosen occurrences, walking through the text without holding it."""
     started = time.perf_counter()
     grid, language = Grid(**item["grid"]), item["language"]
     lines = read_lines(grid, language, Path(item["file"]))
-    sentences = [line.split() for line in lines]
-    words = grid.words
+    sentences, words = _Sentences(lines), grid.words
     dropped = length_filter(sentences, min_words=words.min_words, max_words=words.max_words)
     kept = [reason == "" for reason in dropped]
     chosen = choose(
@@ -72,36 +76,17 @@ def work(item: Item) -> Receipt:
     if not len(chosen):
         where = grid.corpus.path if grid.corpus.format == "datasets" else item["file"]
         raise InputError(f"{where}: no word of language {language} is kept; loosen words.min_words … words.del_freq")
-    run = RunDir(item["run"])
-    folder = f"corpus/lang={language}"
-    numbers, tokens = chosen[:, 0], chosen[:, 1]
+    run, folder = RunDir(item["run"]), f"corpus/lang={language}"
     tables = {
-        "sentences": pa.table(
-            [
-                pa.array(range(len(sentences)), pa.int32()),
-                pa.array(sentences, pa.list_(pa.string())),
-                pa.array(dropped),
-            ],
-            schema=arrow_schema("sentences"),
-        ),
-        "occurrences": pa.table(
-            [
-                pa.array(numbers),
-                pa.array(tokens),
-                pa.array([sentences[s][t] for s, t in zip(numbers, tokens, strict=True)]),
-            ],
-            schema=arrow_schema("occurrences"),
-        ),
+        f"{folder}/sentences.parquet": (arrow_schema("sentences"), _sentence_rows(sentences, dropped)),
+        f"{folder}/occurrences.parquet": (arrow_schema("occurrences"), _occurrence_rows(sentences, chosen)),
     }
-    files = {
-        f"{folder}/{name}.parquet": run.write_table(f"{folder}/{name}.parquet", table, ROW_GROUP)
-        for name, table in tables.items()
-    }
+    digests = np.fromiter((_digest(line) for line in lines), np.uint64)
     return {
-        "files": files,
+        "files": {name: run.write_tables(name, schema, parts) for name, (schema, parts) in tables.items()},
         "seconds": time.perf_counter() - started,
-        "lines": len(lines),
-        "duplicate_lines": len(lines) - len(set(lines)),
+        "lines": len(dropped),
+        "duplicate_lines": len(digests) - len(np.unique(digests)),
         "too_short": dropped.count("too_short"),
         "too_long": dropped.count("too_long"),
         "words": sum(map(len, sentences)),
@@ -109,34 +94,86 @@ def work(item: Item) -> Receipt:
     }
 
 
-def read_lines(grid: Grid, language: str, file: Path) -> list[str]:
-    """The lines of one language, from its file (unused for a data set of the `datasets` library).
+class _Sentences:
+    """The words of each line, split anew on each walk."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = lines
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return (line.split() for line in self._lines)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._lines)
+
+
+def _digest(line: str) -> int:
+    return int.from_bytes(blake2b(line.encode(), digest_size=8).digest())
+
+
+def _sentence_rows(sentences: Iterable[list[str]], dropped: list[str]) -> Iterator[pa.Table]:
+    rows = zip(sentences, dropped, strict=True)
+    for first in range(0, len(dropped), ROW_GROUP):
+        words, reasons = zip(*islice(rows, ROW_GROUP), strict=True)
+        numbers = pa.array(range(first, first + len(words)), pa.int32())
+        columns = [numbers, pa.array(words, pa.list_(pa.string())), pa.array(reasons)]
+        yield pa.table(columns, schema=arrow_schema("sentences"))
+
+
+def _occurrence_rows(sentences: Iterable[list[str]], chosen: NDArray[np.int32]) -> Iterator[pa.Table]:
+    walk = enumerate(sentences)
+    number, words = -1, list[str]()
+    for first in range(0, len(chosen), ROW_GROUP):
+        places = chosen[first : first + ROW_GROUP]
+        found = []
+        for sentence, token in places.tolist():
+            while number < sentence:
+                number, words = next(walk)
+            found.append(words[token])
+        yield pa.table(
+            [pa.array(places[:, 0]), pa.array(places[:, 1]), pa.array(found)], schema=arrow_schema("occurrences")
+        )
+
+
+def read_lines(grid: Grid, language: str, file: Path) -> Iterable[str]:
+    """The lines of one language, from its file (unused for a data set of the `datasets` library); may be walked through again.
 
     Raises:
         InputError: Not UTF-8 (names FILE:LINE), a column is missing, or nothing is there.
     """
-    readers = {"text": read_text, "tsv": read_tsv, "parquet": _read_parquet}
-    if grid.corpus.format == "datasets":
-        return _read_datasets(grid, language)
-    return readers[grid.corpus.format](file, language)
+    if grid.corpus.format == "text":
+        return TextLines(file)
+    if grid.corpus.format == "tsv":
+        return read_tsv(file, language)
+    return _read_parquet(file) if grid.corpus.format == "parquet" else _read_datasets(grid, language)
 
 
-def read_text(path: Path, language: str) -> list[str]:
-    """One sentence per line; lines end at LF only, a CR before it is dropped, a BOM at the start is accepted."""
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    lines = []
-    for number, raw in enumerate(data.removesuffix(b"\n").split(b"\n"), 1):
+class TextLines:
+    """One sentence per line; lines end at LF only, a CR before it is dropped, a BOM at the start is accepted.
+
+    Iterating reads the file, again each time, and raises InputError (FILE:LINE) at the first byte that is not UTF-8.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[str]:
+        with self._path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                yield self._decoded(number, line.removesuffix(b"\n").removesuffix(b"\r"))
+
+    def _decoded(self, number: int, line: bytes) -> str:
         try:
-            lines.append(raw.removesuffix(b"\r").decode("utf-8"))
+            return line.decode("utf-8")
         except UnicodeDecodeError as error:
-            where = f"byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-            raise InputError(f"{path}:{number}: not UTF-8 ({where}); save the file as UTF-8") from None
-    return lines
+            where = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+            raise InputError(f"{self._path}:{number}: not UTF-8 ({where}); save the file as UTF-8") from None
 
 
 def read_tsv(path: Path, language: str) -> list[str]:
     """One column per language, named in the first line; no quoting."""
-    header, *rows = [line.split("\t") for line in read_text(path, language)]
+    header, *rows = [line.split("\t") for line in TextLines(path)]
     if language not in header:
         raise InputError(f"{path}:1: no column {language}; found {', '.join(header)}")
     place = header.index(language)
@@ -148,7 +185,7 @@ def read_tsv(path: Path, language: str) -> list[str]:
     return [row[place] for row in rows]
 
 
-def _read_parquet(path: Path, language: str) -> list[str]:
+def _read_parquet(path: Path) -> list[str]:
     """Column `text`, one sentence per row."""
     file = open_parquet(path)
     if "text" not in file.schema_arrow.names:
