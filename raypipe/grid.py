@@ -68,11 +68,14 @@ class Model(_Part):
     revisions: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
         ("main",), description="Checkpoint sub-directories (names, a glob, all), a Hub revision, or random:SEED."
     )
-    components: Annotated[tuple[Literal["encoder"], ...], BeforeValidator(_listed)] = Field(
-        ("encoder",), description="Parts of the model to read."
+    components: Annotated[tuple[Literal["encoder", "decoder"], ...], BeforeValidator(_listed)] | None = Field(
+        None, description="Parts of the model to read, encoder or decoder; null reads all that it has."
     )
 
-    _not_empty = field_validator("revisions", "components")(_unique)
+    @field_validator("revisions", "components")
+    @classmethod
+    def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        return value if value is None else _unique(value)
 
 
 class Every(_Part):
@@ -112,6 +115,23 @@ class Words(_Part):
         if self.min_words > self.max_words:
             raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
         return self
+
+
+class States(_Part):
+    """How hidden states are read."""
+
+    decoder: Literal["read", "predict"] = Field(
+        "read",
+        description="State of a decoder's word: where its piece was read, or one position before, which predicts it.",
+    )
+    source: Literal["copy", "empty"] = Field(
+        "copy", description="What an encoder reads while its decoder reads a line: the same line, or nothing."
+    )
+    final_norm: bool = Field(True, description="Last layer after the final norm; false takes it before.")
+    long_sentences: Literal["window", "skip", "error"] = Field(
+        "window",
+        description="Sentences beyond the model's length: overlapping windows, dropped and counted, or an error.",
+    )
 
 
 class Lexicon(_Part):
@@ -232,6 +252,7 @@ class Grid(_Part):
     )
     corpus: Corpus = Field(description="The parallel text.")
     words: Words = Field(Words(), description="Which words become points.")
+    states: States = Field(States(), description="How hidden states are read.")
     lexicon: Lexicon = Field(description="Translations of words.")
     concepts: Concepts = Field(Concepts(), description="The clustering.")
     calign: CalignSettings = Field(CalignSettings(), description="Thresholds of CALIGN.")

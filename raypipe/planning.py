@@ -7,13 +7,15 @@ from typing import Any
 
 from raypipe.grid import Grid
 from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
-from raypipe.models.words import encode
+from raypipe.models.words import Encoded, encode
 from raypipe.pipeline import all_cells
 from raypipe.science.occurrences import choose, length_filter
 from raypipe.stages.concepts import memory_needed, scopes
 from raypipe.stages.corpus import read_lines
 from raypipe.stages.extract import shard_points
 from raypipe.stages.plan import Plan, corpus_file, make_plan
+
+Counts = dict[tuple[str, str], int]  # by model and component
 
 
 def estimate(grid: Grid) -> dict[str, Any]:
@@ -31,8 +33,8 @@ def estimate(grid: Grid) -> dict[str, Any]:
     cells = all_cells(plan)
     languages: dict[str, dict[str, int]] = {}
     tokenizers = _tokenizers(plan)
-    pieces: dict[str, int] = defaultdict(int)
-    states: dict[str, int] = defaultdict(int)  # points that the tokenizer does not lose
+    pieces: Counts = defaultdict(int)
+    states: Counts = defaultdict(int)  # points that the tokenizer does not lose
     for language in grid.languages:
         sentences = [line.split() for line in read_lines(grid, language, corpus_file(grid, language))]
         words = grid.words
@@ -51,44 +53,62 @@ def estimate(grid: Grid) -> dict[str, Any]:
         wanted: list[list[int]] = [[] for _ in sentences]
         for sentence, token in chosen.tolist():
             wanted[sentence].append(token)
-        for model, tokenizer, checkpoints in tokenizers:
-            encoded = encode(tokenizer, sentences, wanted, plan.facts[model].max_pieces)
-            pieces[model] += checkpoints * int(encoded.lengths.sum())
-            states[model] += checkpoints * len(encoded.words)
+        for (model, part), tokenizer, checkpoints in tokenizers:
+            encoded = _encode(plan, model, part, tokenizer, sentences, wanted)
+            pieces[model, part] += checkpoints * int(encoded.lengths.sum())
+            states[model, part] += checkpoints * len(encoded.words)
     return {
         "cells": {name: len(of_stage) for name, of_stage in cells.items()},
         "languages": languages,
-        "models": {model: _of_model(plan, model, pieces[model], states[model]) for model in plan.facts},
+        "models": {model: _of_model(plan, model, pieces, states) for model in plan.facts},
     } | _clusterings(plan, languages)
 
 
-def _tokenizers(plan: Plan) -> list[tuple[str, Any, int]]:
-    """Each distinct tokenizer: its model, itself, and how many checkpoints read with it."""
+def _encode(
+    plan: Plan, model: str, part: str, tokenizer: Any, sentences: list[list[str]], wanted: list[list[int]]
+) -> Encoded:
+    facts, settings = plan.facts[model], plan.grid.states
+    needs_context = settings.decoder == "predict" and facts.components == ("decoder",)
+    return encode(
+        tokenizer,
+        sentences,
+        wanted,
+        facts.max_pieces,
+        long_sentences=settings.long_sentences,
+        needs_context=needs_context,
+    )
+
+
+def _tokenizers(plan: Plan) -> list[tuple[tuple[str, str], Any, int]]:
+    """Each distinct tokenizer: its model and component, itself, and how many checkpoints read with it."""
     from raypipe.models.load import load_tokenizer
 
-    users: dict[tuple[str, str], list[Checkpoint]] = {}
-    for checkpoint in plan.checkpoints:
-        users.setdefault((checkpoint.model, tokenizer_fingerprint(checkpoint)), []).append(checkpoint)
-    return [(model, load_tokenizer(same[0]), len(same)) for (model, _), same in users.items()]
+    users: dict[tuple[str, str, str], list[Checkpoint]] = {}
+    for checkpoint, part in plan.cells_of_models():
+        users.setdefault((checkpoint.model, part, tokenizer_fingerprint(checkpoint)), []).append(checkpoint)
+    return [((model, part), load_tokenizer(same[0]), len(same)) for (model, part, _), same in users.items()]
 
 
-def _of_model(plan: Plan, model: str, pieces: int, states: int) -> dict[str, int]:
-    facts = plan.facts[model]
+def _of_model(plan: Plan, model: str, pieces: Counts, states: Counts) -> dict[str, int]:
+    facts, parts = plan.facts[model], [part for name, part in plan.layers if name == model]
     itemsize = {"float32": 4, "float16": 2}[plan.grid.dtype.store]
+    forwarded = {part: facts.parameters if part == "decoder" else facts.parameters_of[part] for part in parts}
     return {
         "checkpoints": sum(c.model == model for c in plan.checkpoints),
-        "pieces": pieces,
-        "forward_flops": 2 * facts.parameters * pieces,
-        "state_bytes": states * len(plan.layers[model]) * facts.width * itemsize,
+        "pieces": sum(pieces[model, part] for part in parts),
+        "forward_flops": sum(2 * forwarded[part] * pieces[model, part] for part in parts),
+        "state_bytes": sum(states[model, part] * len(plan.layers[model, part]) for part in parts)
+        * facts.width
+        * itemsize,
     }
 
 
 def _clusterings(plan: Plan, languages: dict[str, dict[str, int]]) -> dict[str, int]:
     """K-means work and the peak memory of a worker, over all models."""
     settings, flops, peak, grouped = plan.grid.concepts, 0, 0, 0
-    for checkpoint, _ in plan.cells_of_models():
-        facts, layers = plan.facts[checkpoint.model], len(plan.layers[checkpoint.model])
-        shard = shard_points(plan, checkpoint.model) * layers * facts.width * 4
+    for checkpoint, part in plan.cells_of_models():
+        facts, layers = plan.facts[checkpoint.model], len(plan.layers[checkpoint.model, part])
+        shard = shard_points(plan, checkpoint.model, part) * layers * facts.width * 4
         weights = 4 * (facts.parameters + facts.vocab * facts.width)
         peak = max(peak, weights + 3 * shard)  # states, their Arrow columns, and the file being written
         for scope in scopes(plan):

@@ -98,7 +98,12 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     ),
     "lost": (
         *_POINTS,
-        Column("why", _STR, "no_piece (the tokenizer drops the word) or truncated (beyond the model's length)"),
+        Column(
+            "why",
+            _STR,
+            "no_piece (the tokenizer drops the word), truncated (longer than a window), too_long (its sentence was skipped), "
+            "no_context (nothing stands before it to predict it from) or no_alignment (its pieces cannot be told apart)",
+        ),
     ),
     "points": _POINTS,
     "labels": (*_POINTS, Column("concept", _I32, "concept id, 0-based")),

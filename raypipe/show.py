@@ -13,48 +13,23 @@ from rich.table import Table
 from raypipe.results import Run, select
 from raypipe.rundir import RunDir
 
-CALIGN = [
-    *(
-        "model",
-        "revision",
-        "layer",
-        "source",
-        "target",
-        "k",
-        "seed",
-        "theta",
-        "concepts",
-        "eligible",
-        "reachable",
-        "aligned",
-    ),
-    *("calign", "calign_eligible", "calign_reachable", "null_calign", "null_p", "coverage", "mutual", "reason"),
-]
-COLAP = [
-    *("model", "revision", "layer", "scope", "k", "seed", "theta", "concepts", "eligible", "overlapping"),
-    *("overlapping_excl_shared", "colap", "permuted_colap", "reason"),
-]
-ALIGNED = [
-    *(
-        "model",
-        "revision",
-        "layer",
-        "source",
-        "target",
-        "k",
-        "seed",
-        "theta",
-        "source_concept",
-        "target_concept",
-        "matched",
-        "fraction",
-        "words",
-    ),
-]
-SETTING = (
-    *("model", "revision", "layer", "source", "target", "k", "seed"),
-    *("theta", "translations", "min_types", "size_ratio"),
+
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
+CALIGN = _names(
+    "model revision source_component layer source target k seed theta concepts eligible reachable aligned "
+    "calign calign_eligible calign_reachable null_calign null_p coverage mutual reason"
 )
+COLAP = _names(
+    "model revision component layer scope k seed theta concepts eligible overlapping overlapping_excl_shared colap permuted_colap reason"
+)
+ALIGNED = _names(
+    "model revision source_component layer source target k seed theta source_concept target_concept matched fraction words"
+)
+SETTING = _names("model revision source_component layer source target k seed theta translations min_types size_ratio")
+SUMMARY = _names("model revision component source target layer theta calign null_calign coverage colap ceiling reason")
 PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
@@ -109,64 +84,34 @@ def aligned(
 
 
 def summary(run: Run) -> Table:
-    """The result of a run: per model and direction the best layer of the last revision, with its references."""
-    rows = []
+    """The result of a run: per model, component and direction the best layer of the last revision, with its references."""
     calign, colap = run.calign().to_pylist(), run.colap().to_pylist()
-    for model in run.grid.models:
-        seen = {row["revision"]: None for row in calign if row["model"] == model.name}
-        trained = [revision for revision in seen if not revision.startswith("random:")] or list(seen)
-        last = trained[-1:]  # in grid order
-        theta = max((row["theta"] for row in calign), default=0)
-        for source, target in run.grid.directions():
-            mine = [r for r in calign if r["model"] == model.name and r["revision"] in last and r["theta"] == theta]
-            mine = [r for r in mine if (r["source"], r["target"]) == (source, target)]
-            if not mine:
-                continue
-            best = max(mine, key=lambda r: (r["calign"] is not None, r["calign"] or 0.0, -r["layer"]))
-            scope = "+".join(sorted((source, target)))
-            joint = [
-                r
-                for r in colap
-                if r["scope"] == scope and all(r[a] == best[a] for a in ("model", "revision", "layer", "k", "seed"))
-            ]
-            rows.append(
-                {
-                    name: best[name]
-                    for name in (
-                        "model",
-                        "revision",
-                        "source",
-                        "target",
-                        "layer",
-                        "theta",
-                        "calign",
-                        "null_calign",
-                        "coverage",
-                    )
-                }
-                | {
-                    "colap": joint[0]["colap"] if joint else None,
-                    "ceiling": joint[0]["permuted_colap"] if joint else None,
-                }
-                | {"reason": best["reason"]}
-            )
-    columns = [
-        "model",
-        "revision",
-        "source",
-        "target",
-        "layer",
-        "theta",
-        "calign",
-        "null_calign",
-        "coverage",
-        "colap",
-        "ceiling",
-        "reason",
-    ]
-    return rows_table(
-        rows, columns, "best layer of the last revision (null: shuffled dictionary; ceiling: permuted languages)"
-    )
+    theta = max((row["theta"] for row in calign), default=0)
+    last = {model.name: _last_revision(calign, model.name) for model in run.grid.models}
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in calign:
+        if row["theta"] == theta and row["revision"] == last[row["model"]]:
+            key = (row["model"], row["source_component"], row["source"], row["target"])
+            found.setdefault(key, []).append(row)
+    rows = []
+    for mine in found.values():
+        best = max(mine, key=lambda r: (r["calign"] is not None, r["calign"] or 0.0, -r["layer"]))
+        best["component"] = best["source_component"]
+        scope = "+".join(sorted((best["source"], best["target"])))
+        same = ("model", "revision", "component", "layer", "k", "seed")
+        joint: dict[str, Any] = next(
+            (r for r in colap if r["scope"] == scope and all(r[a] == best[a] for a in same)), {}
+        )
+        rows.append(best | {"colap": joint.get("colap"), "ceiling": joint.get("permuted_colap")})
+    title = "best layer of the last revision (null: shuffled dictionary; ceiling: permuted languages)"
+    return rows_table(rows, SUMMARY, title)
+
+
+def _last_revision(rows: list[dict[str, Any]], model: str) -> str | None:
+    """The last revision of a model in grid order, random weights only where there are no others; None without any."""
+    seen: list[str] = list(dict.fromkeys(row["revision"] for row in rows if row["model"] == model))
+    trained = [revision for revision in seen if not revision.startswith("random:")] or seen
+    return trained[-1] if trained else None
 
 
 def status(run: Run) -> dict[str, Any]:

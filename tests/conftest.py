@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 import pytest
 import tiny_world
+from hypothesis import HealthCheck, settings
 
 from raypipe import cli
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+settings.register_profile("noisy-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("noisy-machine")
 
 
 @pytest.fixture(scope="session")

@@ -347,12 +347,12 @@ def test_a_damaged_file_of_the_run(desk: Desk, command: Command) -> None:
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     done = desk.run()  # seen by its size: made again
     assert done.code == 0
-    (desk.run_dir / "run.json").write_text("{")
-    assert "run.json: missing or damaged" in command("status", desk.run_dir).error
     shutil.rmtree(desk.run_dir / "scores")
     done = command("show", desk.run_dir, "calign")
     assert done.code == 1
     assert re.fullmatch(r".*/run: no scores yet; finish it with `raypipe run .*grid\.yaml --run .*`", done.error)
+    (desk.run_dir / "run.json").write_text("{")
+    assert "run.json: missing or damaged" in command("status", desk.run_dir).error
 
 
 @pytest.mark.parametrize(

@@ -303,16 +303,16 @@ def test_a_run_prints_its_result(grid_file: Path, tmp_path: Path, monkeypatch: A
     assert done.code == 0
     assert "best layer of the last revision" in done.out
     rows = [line.split("│")[1:-1] for line in done.out.splitlines() if line.startswith("│")]
-    assert [[cell.strip() for cell in row[:4]] for row in rows] == [
-        ["tiny", "step-2", "en", "de"],
-        ["tiny", "step-2", "de", "en"],
+    assert [[cell.strip() for cell in row[:5]] for row in rows] == [
+        ["tiny", "step-2", "encoder", "en", "de"],
+        ["tiny", "step-2", "encoder", "de", "en"],
     ]
     assert done.out.endswith("report: runs/tiny/report/index.html\n")
     assert (tmp_path / "runs/tiny/report/index.html").is_file()
     calign = [row for row in raypipe.open_run("runs/tiny").calign().to_pylist() if row["theta"] == 0.8]
     for row, direction in zip(rows, (("en", "de"), ("de", "en")), strict=True):
         mine = [r for r in calign if r["revision"] == "step-2" and (r["source"], r["target"]) == direction]
-        assert float(row[6]) == pytest.approx(max(r["calign"] for r in mine), abs=5e-4)
+        assert float(row[7]) == pytest.approx(max(r["calign"] for r in mine), abs=5e-4)
     again = command("run", grid_file, *flags, "--set", "concepts.seeds=0")
     assert again.out == done.out
     assert "cells are there already" in again.err

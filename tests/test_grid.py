@@ -96,9 +96,10 @@ MISTAKES = [
     ({"models": [{"name": "a", "path": "b"}, {"name": "a", "path": "c"}]}, "models: the name a is used twice"),
     ({"models": [{"name": "../a", "path": "b"}]}, "models.0.name: String should match pattern"),
     (
-        {"models": [{"name": "a", "path": "b", "components": ["decoder"]}]},
-        "'decoder' is not available; expected 'encoder'",
+        {"models": [{"name": "a", "path": "b", "components": ["pooler"]}]},
+        "models.0.components.0: 'pooler' is not available; expected 'encoder' or 'decoder'",
     ),
+    ({"states": {"source": "pair"}}, "states.source: 'pair' is not available; expected 'copy' or 'empty'"),
     ({"concepts": {"algorithm": "spherical"}}, "concepts.algorithm: 'spherical' is not available; expected 'kmeans'"),
     ({"words": {"filter": "pairwise"}}, "words.filter: 'pairwise' is not available; expected 'language'"),
     ({"words": {"min_words": 9, "max_words": 2}}, "words: min_words 9 is above max_words 2"),

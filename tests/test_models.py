@@ -325,7 +325,10 @@ def test_the_longest_sequence_is_bounded_by_the_tokenizer_and_runs(bert: Path, s
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('{"model_type": "gpt2"}', "model type 'gpt2' is not supported yet; supported: bert, camembert, roberta, xlm-"),
+        (
+            '{"model_type": "gpt_neox"}',
+            "model type 'gpt_neox' is not supported yet; supported: bert, bloom, camembert, dis",
+        ),
         ("{}", "model type 'None' is not supported yet"),
         ("{", "config.json: not readable as JSON: JSONDecodeError"),
         ("[]", "config.json: holds a JSON list, expected an object"),

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny_models
 import tiny_world
 import yaml
 
 import raypipe
-from raypipe.errors import CellsFailed, FingerprintMismatch, RunError
+from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, RunError
 from raypipe.grid import Grid
 from raypipe.progress import Silent
 from raypipe.statefile import read_layer
@@ -255,3 +256,54 @@ def test_float16_states_and_other_poolings_run(world: tiny_world.World, tmp_path
     assert "variant=v-mean" in str(part)
     assert pq.read_schema(part).field("layer_03").metadata == {b"dtype": b"float16", b"width": b"16"}
     assert read_layer(part, 3).dtype == np.float32
+
+
+def test_decoders_and_encoder_decoders_run_with_every_component(world: tiny_world.World, tmp_path: Path) -> None:
+    for kind in ("gpt2", "t5"):
+        tiny_models.save_model(tmp_path / kind, kind)
+    models = [{"name": kind, "path": str(tmp_path / kind)} for kind in ("gpt2", "t5")]
+    small: dict[str, Any] = {"models": models, "layers": [1, 3], "concepts": {"k": 6}, "pairs": ["en-de"]}
+    raypipe.run(Grid(**world.grid(**small)), tmp_path / "read", "inprocess")
+    calign = raypipe.open_run(tmp_path / "read").calign().to_pandas()
+    parts = calign.groupby(["model", "source_component", "target_component"]).size()
+    assert parts.index.tolist() == [
+        ("gpt2", "decoder", "decoder"),
+        ("t5", "decoder", "decoder"),
+        ("t5", "encoder", "encoder"),
+    ]
+    changed = world.grid(**small, states={"decoder": "predict", "final_norm": False, "source": "empty"})
+    raypipe.run(Grid(**changed), tmp_path / "predict", "inprocess")
+    run = raypipe.open_run(tmp_path / "predict")
+    assert set(run.calign().to_pandas().variant) == {"v-predict-empty-raw"}
+    read = raypipe.open_run(tmp_path / "read")
+    ours, theirs = (r.states("t5", "main", "en", 3, component="decoder") for r in (run, read))
+    assert ours[0].equals(theirs[0])
+    assert not np.allclose(ours[1], theirs[1])
+    with pytest.raises(GridError, match=r"models\.gpt2\.components: gpt2 has no encoder; expected decoder"):
+        raypipe.run(
+            Grid(**world.grid(models=[models[0] | {"components": ["encoder"]}])), tmp_path / "none", "inprocess"
+        )
+
+
+def test_long_sentences_are_windowed_skipped_or_refused(world: tiny_world.World, tmp_path: Path) -> None:
+    tiny_models.save_model(tmp_path / "short", "bert", max_position_embeddings=12)
+    small: dict[str, Any] = {
+        "models": [{"name": "short", "path": str(tmp_path / "short")}],
+        "layers": [2],
+        "concepts": {"k": 4},
+    }
+    counts = {}
+    for how in ("window", "skip"):
+        raypipe.run(Grid(**world.grid(**small, states={"long_sentences": how})), tmp_path / how, "inprocess")
+        words, states = raypipe.open_run(tmp_path / how).states("short", "main", "de", 2)
+        places = list(zip(words["sentence"].to_pylist(), words["token"].to_pylist(), strict=True))
+        assert places == sorted(set(places))
+        assert len(places) == len(states)
+        counts[how] = len(places)
+    assert counts["window"] > counts["skip"]
+    lost = [pq.read_table(file).to_pylist() for file in sorted((tmp_path / "skip").rglob("_lost-*.parquet"))]
+    assert {row["why"] for rows in lost for row in rows} == {"too_long"}
+    with pytest.raises(
+        CellsFailed, match=r"line \d+ of (en|de|fr): \d+ pieces, the model reads 12; split the sentence"
+    ):
+        raypipe.run(Grid(**world.grid(**small, states={"long_sentences": "error"})), tmp_path / "error", "inprocess")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -282,7 +283,7 @@ def test_facts_and_grid_are_printed(big: str) -> None:
     ):
         assert part in text
     assert "demo · 2026-11-20T10:00:00Z · raypipe 0.1.0" in text
-    assert yaml.safe_load(re.search(r"<pre[^>]*>(.*?)</pre>", big, re.S)[1]) == GRID  # type: ignore[index]
+    assert yaml.safe_load(html.unescape(re.search(r"<pre[^>]*>(.*?)</pre>", big, re.S)[1])) == GRID  # type: ignore[index]
 
 
 def test_concepts_are_listed_best_first_and_limits_are_said() -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import unicodedata
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import SENTENCES, byte_level, unigram, wordpiece
+from tiny_models import SENTENCES, bare_bytes, byte_level, save_m2m100_tokenizer, unigram, wordpiece
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, XLMRobertaTokenizer
+from transformers import M2M100Tokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
 
-from raypipe.errors import GridError, InputError, ModelError
+from raypipe.errors import GridError, InputError
 from raypipe.models.batches import plan_batches
-from raypipe.models.words import Lost, _spans, encode
+from raypipe.models.words import Encoded, Lost, _spans, encode
 
 KINDS = {
     "wordpiece": wordpiece,
@@ -187,6 +188,7 @@ def test_only_wanted_words_and_their_sentences() -> None:
     wanted = [[3, 1, 1], [], *[[0]] * (len(SENTENCES) - 2)]
     some = encode(fast("unigram"), SENTENCES, wanted, 512)
     assert some.lengths[1] == 0
+    assert some.take(np.array([0, 1])).closing.tolist() == [1, 0]
     assert list(zip(some.sentence, some.token, strict=True))[:3] == [(0, 1), (0, 3), (2, 0)]
     spans = {(s, t): (f, e) for s, t, f, e in zip(every.sentence, every.token, every.first, every.last, strict=True)}
     for s, t, f, e in zip(some.sentence, some.token, some.first, some.last, strict=True):
@@ -244,11 +246,160 @@ def test_a_wanted_token_beyond_the_sentence() -> None:
         encode(fast("bytes"), [["a"]], [[-1]], 512)
 
 
-def test_a_python_tokenizer_is_refused() -> None:
+@pytest.fixture(scope="module")
+def python_based(tmp_path_factory: pytest.TempPathFactory) -> M2M100Tokenizer:
+    return save_m2m100_tokenizer(tmp_path_factory.mktemp("m2m"))
+
+
+def test_pieces_of_a_python_based_tokenizer_spell_their_word(python_based: M2M100Tokenizer) -> None:
+    with pytest.raises(ValueError, match="word_ids"):
+        python_based("a").word_ids()
+    encoded = encode(python_based, SENTENCES, None, 512)
+    assert encoded.lost == []
+    assert encoded.words == [word for words in SENTENCES for word in words]
+    for row, first, last, word in zip(encoded.row, encoded.first, encoded.last, encoded.words, strict=True):
+        tokens = python_based.convert_ids_to_tokens(encoded.ids[row][first : last + 1].tolist())
+        assert tokens[0].startswith("▁")
+        if "<unk>" not in tokens:
+            spelled = "".join(tokens).removeprefix("▁")
+            assert spelled == unicodedata.normalize("NFKC", word)
+    for ids, words in zip(encoded.ids, SENTENCES, strict=True):
+        assert ids.tolist() == python_based(" ".join(words))["input_ids"]
+        assert python_based.convert_ids_to_tokens([ids[0], ids[-1]]) == ["__en__", "</s>"]
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        (["\u200b", "man"], [0]),  # sentencepiece reads it as a space
+        (["a", "\u200b", "\u200b", "man"], [1, 2]),
+        (["man", "\u200b"], [1]),
+        (["\u200b"], [0]),
+        (["½", "ﬁne"], []),
+        (["a▁b", "▁", "c"], [1]),  # what spells sentencepiece's space is one
+        (["__en__", "</s>"], []),
+    ],
+)
+def test_words_that_a_python_based_tokenizer_drops(
+    python_based: M2M100Tokenizer, words: list[str], lost: list[int]
+) -> None:
+    encoded = encode(python_based, [["window"], words], None, 512)
+    assert encoded.lost == [Lost(1, token, "no_piece") for token in lost]
+    pieces = python_based.tokenize(" ".join(words), split_special_tokens=True)
+    starts = [place + 1 for place, piece in enumerate(pieces) if piece.startswith("▁")]
+    if words[0] != "a▁b":
+        assert encoded.first[1:].tolist() == starts[: len(words) - len(lost)]
+    else:
+        assert encoded.token[1:].tolist() == [0, 2]
+
+
+def test_pieces_that_cannot_be_given_to_words_for_certain(tmp_path: Path) -> None:
+    tokenizer = save_m2m100_tokenizer(tmp_path, "61 20 62\t63\n")  # 'a b' becomes 'c'
+    encoded = encode(tokenizer, [["a", "b", "man"], ["a", "man"]], [[0, 2], [0, 1]], 512)
+    assert encoded.lost == [Lost(0, 0, "no_alignment"), Lost(0, 2, "no_alignment")]
+    assert encoded.words == ["a", "man"]
+    assert encoded.lengths.tolist()[0] == 0
+
+
+def test_a_tokenizer_of_bytes(python_based: M2M100Tokenizer) -> None:
+    # <s>-less bytes: 'é' is 2, 'ab' 2; 'é ab é' = 0 1, space 2, 3 4, space 5, 6 7. A space goes with the word after it.
     from transformers import ByT5Tokenizer
 
-    with pytest.raises(ModelError, match="tokenizer ByT5Tokenizer is Python-based and gives no character offsets; use"):
-        encode(ByT5Tokenizer(), [["a"]], None, 512)
+    encoded = encode(ByT5Tokenizer(), [["é", "ab", "é"]], None, 512)
+    assert (encoded.first.tolist(), encoded.last.tolist()) == ([0, 2, 5], [1, 4, 7])
+
+
+def test_signs_split_over_byte_pieces() -> None:
+    # Single bytes only: '狗' is 3 pieces, whose offsets are all the sign's own; 'Ġ' goes with the word after it.
+    tokenizer = Tokenizer(
+        models.BPE({sign: n for n, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoded = encode(PreTrainedTokenizerFast(tokenizer_object=tokenizer), [["狗", "é狗", "a"]], None, 512)
+    assert (encoded.first.tolist(), encoded.last.tolist()) == ([0, 3, 9], [2, 8, 10])
+
+
+def test_windows_golden() -> None:
+    # [CLS] 狗*9 [SEP] at 6: four pieces fit, windows start at 0 2 4 5 and hold 0-3, 2-5, 4-7, 5-8. Distances from an edge:
+    # 0: 0 | 1: 1 | 2: 1, 0 | 3: 0, 1 | 4: -, 1, 0 | 5: -, 0, 1, 0 | 6: 1, 1 (the earlier) | 7: 0, 1 | 8: 0.
+    encoded = encode(fast("wordpiece"), [["the"], ["狗"] * 9], None, 6, long_sentences="window")
+    assert encoded.lost == []
+    assert encoded.sentences.tolist() == [0, 1, 1, 1, 1]
+    assert encoded.row.tolist() == [0, 1, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert encoded.token.tolist() == [0, *range(9)]
+    assert encoded.first.tolist() == encoded.last.tolist() == [1, 1, 2, 3, 2, 3, 2, 3, 3, 4]
+    assert encoded.closing.tolist() == [1] * 5
+    for ids in encoded.ids[1:]:
+        assert (len(ids), ids[0], ids[-1]) == (6, 2, 3)
+    part = encoded.take(np.array([2, 4]))
+    assert (part.sentence.tolist(), part.token.tolist()) == ([1, 1, 1, 1], [3, 4, 7, 8])
+
+
+def test_windows_that_hold_no_wanted_word_are_not_run() -> None:
+    encoded = encode(fast("wordpiece"), [["狗"] * 9], [[4]], 6, long_sentences="window")
+    assert (encoded.sentences.tolist(), encoded.row.tolist(), encoded.first.tolist()) == ([0], [0], [3])
+
+
+def test_a_word_is_never_split_over_windows() -> None:
+    # [CLS] 狗狗狗 狗狗狗狗狗 狗狗 [SEP] at 6: the second word is longer than the four pieces of a window.
+    encoded = encode(fast("wordpiece"), [["狗狗狗", "狗狗狗狗狗", "狗狗"]], None, 6, long_sentences="window")
+    assert encoded.lost == [Lost(0, 1, "truncated")]
+    assert (encoded.last - encoded.first + 1).tolist() == [3, 2]
+
+
+def test_long_sentences_are_skipped_or_refused() -> None:
+    sentences = [["狗"] * 4, ["狗"] * 5]
+    encoded = encode(fast("wordpiece"), sentences, [[1], [0, 3]], 6, long_sentences="skip")
+    assert encoded.lost == [Lost(1, 0, "too_long"), Lost(1, 3, "too_long")]
+    assert (encoded.lengths.tolist(), encoded.sentence.tolist()) == ([6, 0], [0])
+    message = r"^sentences\[1\]: 7 pieces, the model reads 6; split the sentence, or set long_sentences to window, skip or cut$"
+    with pytest.raises(InputError, match=message):
+        encode(fast("wordpiece"), sentences, None, 6, long_sentences="error")
+    assert encode(fast("wordpiece"), sentences[:1], None, 6, long_sentences="error").lost == []
+    with pytest.raises(GridError, match=r"^long_sentences: 'drop' is unknown; choose one of window, skip, error, cut$"):
+        encode(fast("wordpiece"), [], None, 6, long_sentences="drop")  # type: ignore[arg-type]
+
+
+def test_context_is_asked_for() -> None:
+    bare = PreTrainedTokenizerFast(tokenizer_object=bare_bytes())
+    sentences = [["The", "man"], ["A"]]
+    assert encode(bare, sentences, None, 64, needs_context=True).lost == [
+        Lost(0, 0, "no_context"),
+        Lost(1, 0, "no_context"),
+    ]
+    assert encode(fast("bytes"), sentences, None, 64, needs_context=True).lost == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["狗", "狗狗", "狗狗狗", "the"]), max_size=12), max_size=3),
+    st.sampled_from(["wordpiece", "bytes"]),
+    st.integers(3, 20),
+)
+def test_windows_hold_the_pieces_of_the_sentence(sentences: list[list[str]], kind: str, most: int) -> None:
+    whole = encode(fast(kind), sentences, None, 512)
+    parts = encode(fast(kind), sentences, None, most, long_sentences="window")
+    room, stride = most - 2, max((most - 2) // 2, 1)
+    found = {(s, t): (row, f, e) for s, t, row, f, e in _words(parts)}
+    lost = {(word.sentence, word.token) for word in parts.lost}
+    assert len(found) + len(lost) == len(whole.words)
+    for sentence, token, row, first, last in _words(whole):
+        length = len(whole.ids[row])
+        starts = [0] if length <= most else [*range(0, length - most, stride), length - most]
+        margins = [min(first - 1 - start, start + min(room, length - 2) - last) for start in starts]
+        if max(margins) < 0:
+            assert (sentence, token) in lost
+            continue
+        start = starts[margins.index(max(margins))]
+        at, begin, end = found[sentence, token]
+        assert (begin, end) == (first - start, last - start)
+        body = whole.ids[row][1 + start : 1 + start + room]
+        assert parts.ids[at].tolist() == [whole.ids[row][0], *body[: length - 2], whole.ids[row][-1]][:most]
+        assert len(parts.ids[at]) <= most
+
+
+def _words(encoded: Encoded) -> zip[tuple[int, ...]]:
+    return zip(encoded.sentence, encoded.token, encoded.row, encoded.first, encoded.last, strict=True)
 
 
 words = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1, max_size=6).filter(lambda w: w.split() == [w])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import M2M100Tokenizer, PreTrainedTokenizerFast
 
 SENTENCES = [
     line.split()
@@ -76,21 +80,130 @@ def unigram() -> Tokenizer:
     return tokenizer
 
 
-def save_model(directory: Path, kind: str, *, head: bool = False, seed: int = 0, **changed: Any) -> Path:
-    """Saves a random model of four blocks, 16 wide, and its tokenizer; `kind` is its model type, `head` adds an LM head."""
-    import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
+def with_template(backend: Tokenizer, template: str, *codes: str) -> Tokenizer:
+    """The tokenizer with other special tokens around a sentence; `codes` are added to its vocabulary."""
+    backend.add_special_tokens(list(codes))
+    special = [(name, backend.token_to_id(name)) for name in template.split() if name != "$A"]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    return backend
 
-    backend = {"bert": wordpiece, "roberta": byte_level}.get(kind, unigram)()
-    names = BERT_SPECIAL if kind == "bert" else ROBERTA_SPECIAL
-    pad, unk = ("[PAD]", "[UNK]") if kind == "bert" else ("<pad>", "<unk>")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
-    fields = {"vocab_size": backend.get_vocab_size(), "max_position_embeddings": 64, "pad_token_id": names.index(pad)}
-    config = AutoConfig.for_model(kind, **{**sizes, **fields, "initializer_range": 0.5, **changed})
+
+def bare_bytes() -> Tokenizer:
+    """GPT-2's pipeline: bytes, no special tokens around a sentence."""
+    backend = byte_level()
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    return backend
+
+
+def byte_fallback() -> Tokenizer:
+    """Llama's pipeline: pieces of signs with `▁` for the space, signs outside the vocabulary as bytes, `<s>` in front."""
+    names = [*ROBERTA_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    learner = Tokenizer(models.BPE(unk_token="<unk>"))
+    learner.pre_tokenizer = pre_tokenizers.Metaspace()
+    # From the first sentence only, so that the other scripts fall back to bytes.
+    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=names, show_progress=False)
+    learner.train_from_iterator(TEXTS[:1], trainer)
+    state = json.loads(learner.to_str())
+    state["model"]["byte_fallback"] = True
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
+    return with_template(Tokenizer.from_str(json.dumps(state)), "<s> $A")
+
+
+def save_m2m100_tokenizer(directory: Path, rules: str = "") -> M2M100Tokenizer:
+    """The Python-based tokenizer of M2M100 on a sentencepiece model of a few sentences; `rules` normalise, else NFKC does."""
+    import sentencepiece
+
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "rules.tsv").write_text(rules)
+    normalise = {"normalization_rule_tsv": str(directory / "rules.tsv")} if rules else {}
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_writer=model,
+        vocab_size=250,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        num_threads=1,
+        **normalise,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    names = ["<s>", "<pad>", "</s>", "<unk>"]
+    names += [piece for piece in map(processor.id_to_piece, range(len(processor))) if piece not in names]
+    (directory / "spm.model").write_bytes(model.getvalue())
+    (directory / "raw.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    tokenizer = M2M100Tokenizer(str(directory / "raw.json"), str(directory / "spm.model"))
+    tokenizer.save_pretrained(directory)
+    return tokenizer
+
+
+# What a config calls blocks, width, heads and inner width.
+_USUAL = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+_T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 4, "num_decoder_layers": 5, "num_heads": 2}
+_BART = {"d_model": 16, "encoder_layers": 4, "decoder_layers": 5, "init_std": 0.2, "initializer_range": 0.2} | {
+    f"{part}_{name}": size
+    for part in ("encoder", "decoder")
+    for name, size in (("attention_heads", 2), ("ffn_dim", 24), ("layerdrop", 0.0))
+}
+_GROUPED = _USUAL | {"num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.3, "max_position_embeddings": 256}
+_T5_START = {"decoder_start_token_id": 1, "eos_token_id": 2}
+# Model type -> tokenizer and what its configuration adds. Windows of attention are short enough to matter.
+FAMILIES: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
+    "bert": (wordpiece, _USUAL),
+    "bloom": (bare_bytes, {"hidden_size": 16, "n_layer": 4, "n_head": 2, "seq_length": 64}),
+    "camembert": (unigram, _USUAL),
+    "distilbert": (wordpiece, {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 24}),
+    "gemma": (byte_fallback, _GROUPED),
+    "gemma2": (byte_fallback, _GROUPED | {"sliding_window": 8}),
+    "gemma3_text": (byte_fallback, _GROUPED | {"sliding_window": 8}),
+    "gpt2": (bare_bytes, {"n_embd": 16, "n_layer": 4, "n_head": 2}),
+    "llama": (byte_fallback, _GROUPED),
+    "m2m_100": (unigram, _BART | {"decoder_start_token_id": 0}),
+    "mbart": (lambda: with_template(unigram(), "$A </s> __en__", "__en__"), _BART),
+    "mistral": (byte_fallback, _GROUPED | {"sliding_window": 8}),
+    "modernbert": (
+        byte_level,
+        _USUAL | {"local_attention": 8, "initializer_range": 0.3, "cls_token_id": 0, "sep_token_id": 2},
+    ),
+    "mt5": (lambda: with_template(unigram(), "$A </s>"), _T5 | _T5_START),
+    "qwen2": (bare_bytes, _GROUPED),
+    "qwen3": (bare_bytes, _GROUPED),
+    "roberta": (byte_level, _USUAL),
+    "t5": (lambda: with_template(unigram(), "$A </s>"), _T5 | _T5_START),
+    "xlm-roberta": (unigram, _USUAL),
+}
+
+
+def save_model(
+    directory: Path, kind: str, *, head: bool = False, seed: int = 0, padding_side: str = "left", **changed: Any
+) -> Path:
+    """Saves a random model of four blocks (decoders beside an encoder have five), 16 wide, and its tokenizer.
+
+    `kind` is its model type, `head` adds an LM head.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+    make, sizes = FAMILIES[kind]
+    if kind == "m2m_100":
+        tokenizer: Any = save_m2m100_tokenizer(directory)
+        size = tokenizer.vocab_size + len(tokenizer.lang_code_to_id)
+    else:
+        backend = make()
+        pad, unk = ("[PAD]", "[UNK]") if make is wordpiece else ("<pad>", "<unk>")
+        size = backend.get_vocab_size()
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend, pad_token=pad, unk_token=unk, padding_side=padding_side
+        )
+        tokenizer.save_pretrained(directory)
+    names = {"bos_token_id": 0, "eos_token_id": 2} if kind not in ("bert", "distilbert") else {}
+    fields = {"vocab_size": size, "max_position_embeddings": 64, "pad_token_id": tokenizer.pad_token_id, **names}
+    config = AutoConfig.for_model(kind, **{**fields, "initializer_range": 0.5, **sizes, **changed})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = (AutoModelForMaskedLM if head else AutoModel).from_config(config)
+        if make not in (wordpiece, unigram):
+            for name, weight in model.named_parameters():
+                if "norm" in name or "ln_" in name:
+                    weight.data += 0.2 * torch.randn_like(weight)  # a norm left out then shows
     model.save_pretrained(directory)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad, unk_token=unk, padding_side="left")
-    tokenizer.save_pretrained(directory)
     return directory

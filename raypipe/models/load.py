@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from raypipe.errors import ModelError
+from raypipe.models.layers import check_layers
 from raypipe.models.library import one_line, quiet
 from raypipe.models.locate import Checkpoint, read_config
 
@@ -28,21 +29,26 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         raise ModelError(f"{checkpoint.label}: the tokenizer cannot be loaded: {one_line(error)}") from error
 
 
-def load_model(checkpoint: Checkpoint, top: int) -> Any:
-    """The base model in float32 on the CPU, in evaluation mode, without head, pooler and the blocks after `top`.
+def load_model(checkpoint: Checkpoint, top: int, component: str = "encoder") -> Any:
+    """The base model in float32 on the CPU, in evaluation mode, without head, pooler and what `component` does not need.
+
+    The places of its layers are checked first (`check_layers`). Then the blocks after `top` go, and with the component
+    `encoder` the decoder.
 
     Args:
         checkpoint: stored weights, or a seed for the weights that transformers gives a new model.
         top: highest layer that will be read.
+        component: `encoder` or `decoder`, one that the model has.
 
     Raises:
-        ModelError: the weights cannot be read or do not fill the model.
+        ModelError: the weights cannot be read or do not fill the model, or its layers are not where they should be.
     """
     import torch
     from transformers import AutoModel
 
     family, config = read_config(checkpoint)
-    options = {"dtype": torch.float32, "attn_implementation": "sdpa", "add_pooling_layer": False}
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa" if family.sdpa else "eager"}
+    options |= {"add_pooling_layer": False} if family.pooler else {}
     missing: set[str] = set()
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
@@ -67,10 +73,14 @@ def load_model(checkpoint: Checkpoint, top: int) -> Any:
             f"{checkpoint.label}: {len(missing)} weights are missing, the first is {min(missing)}; "
             f"expected those of a {config.model_type} model"
         )
-    blocks = attrgetter(family.blocks)(model)
-    # transformers records layer 0 as the input of the first block, so that one stays.
+    model.eval()
+    check_layers(model, family, component, checkpoint.label)
+    blocks = attrgetter(family.parts[component].blocks)(model)
+    # Layer 0 is the input of the first block, so that one stays.
     del blocks[max(top, 1) :]
-    return model.eval()
+    if config.is_encoder_decoder and component == "encoder":
+        del model.decoder
+    return model
 
 
 def _where(checkpoint: Checkpoint) -> dict[str, Any]:

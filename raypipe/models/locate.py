@@ -34,6 +34,8 @@ TOKENIZER_FILES = (
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 RANDOM = "random:"
+NO_LIMIT = 10**9  # pieces; a tokenizer that states more states no limit
+DEFAULT_MAX_PIECES = 512  # what T5 was trained with, for models that state no limit
 
 
 @dataclass(frozen=True)
@@ -71,21 +73,34 @@ class ModelFacts:
 
     Attributes:
         model_type: transformers' name of the architecture.
-        components: the parts whose states can be read.
-        layers: number of blocks N; layers 0 (embeddings) to N can be read.
+        components: the parts whose states can be read, the encoder first.
+        layers_of: per component its number of blocks N; layers 0 (embeddings) to N can be read.
+        parameters_of: per component the weights of its blocks; embeddings and heads not counted. The decoder of a model
+            with an encoder needs a forward of that one too.
         width: length of a hidden state.
         max_pieces: pieces of the longest sequence, special tokens included.
-        parameters: weights outside the embeddings and heads.
+        limit_from: where `max_pieces` comes from: `model`, `tokenizer`, or `default` where neither states one.
         vocab: pieces of the vocabulary.
     """
 
     model_type: str
     components: tuple[str, ...]
-    layers: int
+    layers_of: dict[str, int]
+    parameters_of: dict[str, int]
     width: int
     max_pieces: int
-    parameters: int
+    limit_from: str
     vocab: int
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the first component."""
+        return self.layers_of[self.components[0]]
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all blocks."""
+        return sum(self.parameters_of.values())
 
 
 def checkpoints(name: str, path: str, revisions: Sequence[str]) -> list[Checkpoint]:
@@ -126,21 +141,32 @@ def facts(checkpoint: Checkpoint) -> ModelFacts:
         ModelError: the configuration is missing or broken, or its model type is not supported.
     """
     family, config = read_config(checkpoint)
-    positions = int(config.max_position_embeddings)
-    if family.positions_after_padding:
-        positions -= int(config.pad_token_id) + 1
-    stated = _read_json(_file(checkpoint, TOKENIZER_CONFIG)).get("model_max_length")
-    # A tokenizer without a limit states 1e30.
-    limit = min(positions, int(stated)) if isinstance(stated, int | float) else positions
+    limit, limit_from = _limit(checkpoint, family, config)
+    blocks = {name: int(getattr(config, part.layers)) for name, part in family.parts.items()}
     return ModelFacts(
         model_type=str(config.model_type),
         components=family.components,
-        layers=int(config.num_hidden_layers),
+        layers_of=blocks,
+        parameters_of={name: round(blocks[name] * part.parameters(config)) for name, part in family.parts.items()},
         width=int(config.hidden_size),
         max_pieces=limit,
-        parameters=family.parameters(config),
+        limit_from=limit_from,
         vocab=int(config.vocab_size),
     )
+
+
+def _limit(checkpoint: Checkpoint, family: Family, config: Any) -> tuple[int, str]:
+    """The longest sequence and who states it."""
+    limits = []
+    positions = getattr(config, family.positions or "", None)
+    if positions is not None:
+        unused = int(config.pad_token_id) + 1 if family.positions_after_padding else 0
+        limits.append((int(positions) - unused, "model"))
+    stated = _read_json(_file(checkpoint, TOKENIZER_CONFIG)).get("model_max_length")
+    # A tokenizer without a limit states 1e30.
+    if isinstance(stated, int | float) and stated < NO_LIMIT:
+        limits.append((int(stated), "tokenizer"))
+    return min(limits, key=lambda limit: limit[0], default=(DEFAULT_MAX_PIECES, "default"))
 
 
 def read_config(checkpoint: Checkpoint) -> tuple[Family, Any]:

@@ -1,23 +1,28 @@
 """Hidden states of words: one forward for all layers, pieces pooled to words on the device, one copy out.
 
-Axes: B sentences of a batch, T pieces of the longest, W words, L layers asked for, D the model's width.
+Axes: B rows of a batch, T pieces of the longest, W words, L layers asked for, D the model's width.
+A decoder that is fed `[start] p1 p2 ... pn` has one state per position: the one at the position of piece p has read it, the
+one before it predicts it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.errors import GridError, InputError, ModelError
 from raypipe.models.batches import plan_batches
+from raypipe.models.layers import Batch, Reader
 from raypipe.models.load import load_model, load_tokenizer
-from raypipe.models.locate import Checkpoint, checkpoints, facts
-from raypipe.models.words import Encoded, encode
+from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, read_config
+from raypipe.models.windows import LongSentences
+from raypipe.models.words import Encoded, encode, encode_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,14 +31,17 @@ if TYPE_CHECKING:
 Pooling = Literal["last", "first", "mean"]
 Compute = Literal["float32", "bfloat16", "float16"]
 Stored = Literal["float32", "float16"]
+Component = Literal["encoder", "decoder"]
+DecoderState = Literal["read", "predict"]
+DecoderSource = Literal["copy", "empty", "pair"]
 TOKEN_BUDGET = 4096  # pieces of one batch of `word_states`, padding included
 
 
 class Extractor:
-    """One checkpoint, ready to turn encoded sentences into word states.
+    """One component of one checkpoint, ready to turn encoded sentences into word states.
 
-    Layer i is what transformers returns as `hidden_states[i]`: 0 the embeddings, i the output of block i. Blocks after
-    the highest layer asked for are not run.
+    Layer i is what transformers returns as `hidden_states[i]`: 0 the embeddings, i the output of block i, the last one after
+    the final norm where the family has one. Blocks after the highest layer asked for are not run.
 
     Args:
         checkpoint: what to load.
@@ -42,6 +50,11 @@ class Extractor:
         compute: precision of the products (autocast); weights, sums and results are float32.
         threads: CPU threads of torch in this process.
         device: torch's name of the device; None takes the GPU that this process may see, else the CPU.
+        component: `encoder` or `decoder`.
+        decoder_state: of a decoder, the state that has read a piece (`read`) or that predicts it (`predict`).
+        decoder_source: what the encoder reads while the decoder of the same model reads a line: the same line (`copy`), only
+            the special tokens that close it (`empty`), or another line (`pair`).
+        final_norm: False takes the last layer before the final norm.
 
     Attributes:
         tokenizer: the checkpoint's tokenizer, for `encode`.
@@ -50,7 +63,7 @@ class Extractor:
         width: D.
 
     Raises:
-        GridError: a layer, the pooling or the precision is unknown.
+        GridError: a layer or an option is unknown, or the model has no such component.
         ModelError: the checkpoint cannot be loaded.
     """
 
@@ -63,11 +76,16 @@ class Extractor:
         compute: Compute = "float32",
         threads: int = 1,
         device: str | None = None,
+        component: Component = "encoder",
+        decoder_state: DecoderState = "read",
+        decoder_source: DecoderSource = "copy",
+        final_norm: bool = True,
     ):
         self.facts = facts(checkpoint)
         self.layers = tuple(layers)
         self.width = self.facts.width
-        _check(checkpoint.model, self.layers, self.facts.layers, pooling, compute)
+        _check_choices(pooling=pooling, compute=compute, decoder_state=decoder_state, decoder_source=decoder_source)
+        _check_layers(checkpoint.model, self.facts, component, self.layers)
         import torch
 
         torch.set_num_threads(threads)
@@ -76,18 +94,67 @@ class Extractor:
         self._compute = compute
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.tokenizer = load_tokenizer(checkpoint)
-        self._model = load_model(checkpoint, max(self.layers)).to(self._device)
+        self._model = load_model(checkpoint, max(self.layers), component).to(self._device)
+        family, config = read_config(checkpoint)
+        self._reader = Reader(self._model, family, component, self.layers, final_norm=final_norm)
+        # A decoder beside an encoder is fed a start token in front of the pieces.
+        self._source = decoder_source if component == "decoder" and config.is_encoder_decoder else None
+        self._start = None if family.starts_with_last else getattr(config, "decoder_start_token_id", None)
+        if self._source and self._start is None and not family.starts_with_last:
+            raise ModelError(
+                f"{checkpoint.label}: the configuration has no decoder_start_token_id; add it to config.json"
+            )
+        self._shift = int(self._source is not None) - int(component == "decoder" and decoder_state == "predict")
 
-    def __call__(self, encoded: Encoded) -> NDArray[np.float32]:
-        """States of the words of one batch of sentences.
+    def encode(
+        self,
+        sentences: Sequence[Sequence[str]],
+        wanted: Sequence[Sequence[int]] | None = None,
+        *,
+        long_sentences: LongSentences = "cut",
+        sources: Sequence[Sequence[str]] | None = None,
+    ) -> Encoded:
+        """`encode` with this model's tokenizer, limit and need of context.
 
         Args:
-            encoded: the batch; its sentences run together, padded to the longest.
+            sentences: the words of each sentence.
+            wanted: per sentence the tokens to read; None reads every word.
+            long_sentences: what becomes of sentences that are too long.
+            sources: with `decoder_source="pair"`, the words that the encoder reads for each sentence.
+
+        Raises:
+            GridError, InputError: as `encode`; or `sources` are missing, not needed, or of another number.
+        """
+        if (sources is None) == (self._source == "pair") or (sources is not None and len(sources) != len(sentences)):
+            given = "none" if sources is None else str(len(sources))
+            needed = str(len(sentences)) if self._source == "pair" else "none"
+            raise InputError(
+                f"lines for the encoder: {given}, expected {needed}; they go with decoder_source pair only"
+            )
+        encoded = encode(
+            self.tokenizer,
+            sentences,
+            wanted,
+            self.facts.max_pieces,
+            long_sentences=long_sentences,
+            needs_context=self._shift < 0,
+        )
+        if sources is None:
+            return encoded
+        lines = encode_lines(self.tokenizer, sources, self.facts.max_pieces)
+        return replace(encoded, source=[lines[sentence] for sentence in encoded.sentences])
+
+    def __call__(self, encoded: Encoded) -> NDArray[np.float32]:
+        """States of the words of one batch of rows.
+
+        Args:
+            encoded: the batch, from `encode`; its rows run together, padded to the longest.
 
         Returns:
             float32 [W, L, D], words in the order of `encoded`.
 
         Raises:
+            InputError: a word or the encoder has nothing to read.
             ModelError: a state is NaN or infinite.
         """
         import torch
@@ -95,18 +162,45 @@ class Extractor:
         if not encoded.words:
             return np.empty((0, len(self.layers), self.width), np.float32)
         filled = np.flatnonzero(encoded.lengths)
-        batch = np.searchsorted(filled, encoded.row)
-        ids, mask = self._padded([encoded.ids[row] for row in filled])
+        spots = (np.searchsorted(filled, encoded.row), encoded.first + self._shift, encoded.last + self._shift)
+        if spots[1].min() < 0:
+            raise InputError(
+                f"word '{encoded.words[int(spots[1].argmin())]}': nothing stands before it to predict it from"
+            )
         with torch.inference_mode(), self._precision():
-            hidden = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-            row, first, last = (torch.from_numpy(a).to(self._device) for a in (batch, encoded.first, encoded.last))
+            hidden = self._reader(self._batch(encoded, filled))
+            row, first, last = (torch.from_numpy(spot).to(self._device) for spot in spots)
             pooled = [_pool(hidden[layer], row, first, last, self._pooling) for layer in self.layers]
             states: NDArray[np.float32] = torch.stack(pooled, dim=1).cpu().numpy()
         self._refuse_not_finite(states, encoded)
         return states
 
+    def _batch(self, encoded: Encoded, rows: NDArray[np.int64]) -> Batch:
+        own = [encoded.ids[row] for row in rows]
+        if self._source is None:
+            return Batch(*self._padded(own))
+        stops = [len(ids) - closing for ids, closing in zip(own, encoded.closing[rows], strict=True)]
+        fed = [
+            np.concatenate([ids[-1:] if self._start is None else np.array([self._start], np.int32), ids[:stop]])
+            for ids, stop in zip(own, stops, strict=True)
+        ]
+        source = own
+        if self._source == "empty":
+            source = [ids[stop:] for ids, stop in zip(own, stops, strict=True)]
+        elif self._source == "pair":
+            if encoded.source is None:
+                raise InputError("decoder_source pair: no lines for the encoder; encode with sources")
+            source = [encoded.source[row] for row in rows]
+        for row, ids in zip(rows, source, strict=True):
+            if not len(ids):
+                raise InputError(
+                    f"sentence {encoded.sentences[row]}: nothing for the encoder to read, no piece and no special token; "
+                    "leave the sentence out, or set decoder_source to copy"
+                )
+        return Batch(*self._padded(fed), *self._padded(source))
+
     def _padded(self, ids: list[NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and attention mask, int64 [B, T] each, padded on the right, where absolute positions stay those of the text."""
+        """Ids and mask, int64 [B, T] each, padded on the right, where positions stay those of the text."""
         import torch
 
         lengths = np.array([len(row) for row in ids])
@@ -139,6 +233,7 @@ def word_states(
     layers: Sequence[int],
     pooling: Pooling = "last",
     dtype: Stored = "float32",
+    component: Component | None = None,
 ) -> tuple[pa.Table, dict[int, NDArray[np.floating]]]:
     """States of every word of some sentences, for use outside a grid.
 
@@ -148,6 +243,8 @@ def word_states(
         layers: layer ids, 0 = embeddings.
         pooling: `last`, `first` or `mean` over a word's pieces.
         dtype: precision of the result; everything is computed in float32.
+        component: `encoder` or `decoder`; None takes the encoder if the model has one. States of a decoder are those that have
+            read the word; an encoder before it reads the same sentence.
 
     Returns:
         The words (sentence int32, token int32, word string), and for each layer its states, `dtype` [W, D], in the
@@ -160,11 +257,12 @@ def word_states(
     """
     import pyarrow as pa
 
-    if dtype not in get_args(Stored):
-        raise GridError(f"dtype: '{dtype}' is unknown; choose one of {', '.join(get_args(Stored))}")
+    _check_choices(dtype=dtype)
     _check_words(sentences)
-    extractor = Extractor(_one_checkpoint(model), layers=layers, pooling=pooling)
-    encoded = encode(extractor.tokenizer, sentences, None, extractor.facts.max_pieces)
+    checkpoint = _one_checkpoint(model)
+    part = component or cast(Component, facts(checkpoint).components[0])
+    extractor = Extractor(checkpoint, layers=layers, pooling=pooling, component=part)
+    encoded = extractor.encode(sentences)
     for lost in encoded.lost:
         if lost.why == "truncated":
             raise InputError(
@@ -172,11 +270,15 @@ def word_states(
                 "shorten or split it"
             )
         word = sentences[lost.sentence][lost.token]
+        if lost.why == "no_alignment":
+            raise InputError(
+                f"sentences[{lost.sentence}]: the pieces of '{model}' cannot be given to its words for certain; leave it out"
+            )
         raise InputError(
             f"sentences[{lost.sentence}]: the tokenizer of '{model}' drops word {lost.token} {word!r}; leave it out"
         )
     states = {layer: np.empty((len(encoded.words), extractor.width), dtype) for layer in extractor.layers}
-    budget = max(TOKEN_BUDGET, extractor.facts.max_pieces)
+    budget = max(TOKEN_BUDGET, *encoded.lengths, 0)
     for rows in plan_batches(encoded.lengths, budget):
         values = extractor(encoded.take(rows))
         at = encoded.words_of(rows)
@@ -208,15 +310,29 @@ def _pool(hidden: torch.Tensor, row: torch.Tensor, first: torch.Tensor, last: to
     return total / (last - first + 1)[:, None]
 
 
-def _check(model: str, layers: Sequence[int], blocks: int, pooling: str, compute: str) -> None:
+def _check_layers(model: str, facts: ModelFacts, component: str, layers: Sequence[int]) -> None:
+    if component not in facts.components:
+        there = " and ".join(facts.components)
+        raise GridError(f"component: model {model} ({facts.model_type}) has no {component}; it has {there}")
+    blocks = facts.layers_of[component]
     if not layers:
         raise GridError(f"layers: none given; model {model} has 0..{blocks}")
     for layer in layers:
         if not 0 <= layer <= blocks:
             raise GridError(f"layers: {layer} is outside 0..{blocks} of model {model}")
-    for field, value, known in (("pooling", pooling, Pooling), ("compute", compute, Compute)):
-        if value not in get_args(known):
-            raise GridError(f"{field}: '{value}' is unknown; choose one of {', '.join(get_args(known))}")
+
+
+def _check_choices(**chosen: str) -> None:
+    known = {
+        "pooling": Pooling,
+        "compute": Compute,
+        "decoder_state": DecoderState,
+        "decoder_source": DecoderSource,
+        "dtype": Stored,
+    }
+    for field, value in chosen.items():
+        if value not in get_args(known[field]):
+            raise GridError(f"{field}: '{value}' is unknown; choose one of {', '.join(get_args(known[field]))}")
 
 
 def _check_words(sentences: Sequence[Sequence[str]]) -> None:

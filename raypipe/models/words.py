@@ -1,8 +1,8 @@
 """Words to pieces: which positions of the model's input belong to which word.
 
-Words are joined by one space and the sentence is tokenised as it is written; pieces are given to words by the character
-offsets that the tokenizer reports. Word by word tokenisation, or the tokenizer's own idea of a word, gives other pieces for
-byte-level tokenizers and for words with punctuation.
+Words are joined by one space and the sentence is tokenised as it is written; pieces are given to words by character
+offsets. Word by word tokenisation, or the tokenizer's own idea of a word, gives other pieces for byte-level tokenizers
+and for words with punctuation.
 """
 
 from __future__ import annotations
@@ -10,37 +10,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.errors import InputError, ModelError
+from raypipe.errors import GridError, InputError
+from raypipe.models.pieces import Pieces, tokenise
+from raypipe.models.windows import LongSentences, nearest, part_ids, special_ends, windows
 
 Ints = NDArray[np.int64]
 
 
 class Lost(NamedTuple):
-    """A wanted word without a state: its place, and whether it has no piece or was cut off."""
+    """A wanted word without a state.
+
+    Attributes:
+        sentence: the caller's index of its sentence.
+        token: its place there.
+        why: `no_piece` (the tokenizer drops the word), `truncated` (one of its pieces was cut off, or the word is longer than a
+            window), `too_long` (its sentence was skipped), `no_context` (nothing stands before its first piece),
+            `no_alignment` (the pieces of its sentence could not be given to words).
+    """
 
     sentence: int
     token: int
-    why: Literal["no_piece", "truncated"]
+    why: Literal["no_piece", "truncated", "too_long", "no_context", "no_alignment"]
 
 
 @dataclass(frozen=True)
 class Encoded:
     """Sentences as pieces, and the pieces of each wanted word.
 
+    A row is a sentence, or a window of one; a sentence without a word to read has one empty row.
+
     Attributes:
-        ids: per sentence int32 [pieces], special tokens included; empty where no word is to be read.
-        sentences: int64 [n], the caller's index of each sentence.
+        ids: per row int32 [pieces], special tokens included; empty where no word is to be read.
+        sentences: int64 [n], the caller's sentence index of each row.
         row: int64 [w], the word's place in `ids`. Words are sorted by row, then token.
         token: int64 [w], the word's place in its sentence.
         first: int64 [w], position of its first piece.
         last: int64 [w], position of its last piece.
         words: the w words as written.
         lost: the wanted words that have no state, by sentence and token; empty after `take`.
+        closing: int64 [n], special tokens at the end of each row.
+        source: per row what the encoder reads for a decoder that has another line than its own, int32 [pieces]; else None.
     """
 
     ids: list[NDArray[np.int32]]
@@ -51,10 +65,12 @@ class Encoded:
     last: Ints
     words: list[str]
     lost: list[Lost]
+    closing: Ints
+    source: list[NDArray[np.int32]] | None = None
 
     @property
     def lengths(self) -> Ints:
-        """Pieces of each sentence, int64 [n]."""
+        """Pieces of each row, int64 [n]."""
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
     @property
@@ -63,13 +79,13 @@ class Encoded:
         return self.sentences[self.row]
 
     def words_of(self, rows: Ints) -> Ints:
-        """Places among the w words of those in the sentences at `rows` (int64 [m], indices into `ids`), in that order."""
+        """Places among the w words of those in the rows `rows` (int64 [m], indices into `ids`), in that order."""
         starts, stops = np.searchsorted(self.row, rows), np.searchsorted(self.row, rows, side="right")
         spans = [np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)]
         return np.concatenate([np.zeros(0, np.int64), *spans])
 
     def take(self, rows: Ints) -> Encoded:
-        """Only the sentences at `rows` (int64 [m], indices into `ids`, each once), in that order."""
+        """Only the rows `rows` (int64 [m], indices into `ids`, each once), in that order."""
         chosen = self.words_of(rows)
         place = np.zeros(len(self.ids), np.int64)
         place[rows] = np.arange(len(rows))
@@ -82,61 +98,133 @@ class Encoded:
             last=self.last[chosen],
             words=[self.words[index] for index in chosen],
             lost=[],
+            closing=self.closing[rows],
+            source=None if self.source is None else [self.source[row] for row in rows],
         )
 
 
 def encode(
-    tokenizer: Any, sentences: Sequence[Sequence[str]], wanted: Sequence[Sequence[int]] | None, max_pieces: int
+    tokenizer: Any,
+    sentences: Sequence[Sequence[str]],
+    wanted: Sequence[Sequence[int]] | None,
+    max_pieces: int,
+    *,
+    long_sentences: LongSentences = "cut",
+    needs_context: bool = False,
 ) -> Encoded:
     """Tokenises sentences and finds the pieces of the wanted words.
 
     A piece belongs to the word of its last character that is no separating space. A piece of nothing but that space
     (a lone `▁` or `Ġ`) belongs to the word after it, as the space in front of a longer piece does; a word that has no
     piece but this one is lost. Text that spells a special token (`</s>`) is read as text, except by Unigram models,
-    whose vocabulary holds the special tokens like any piece. A sentence of more than `max_pieces` is cut there, its
-    closing special tokens kept; a word is lost as soon as one of its pieces is.
+    whose vocabulary holds the special tokens like any piece. A Python-based tokenizer gives no offsets: its pieces are
+    laid over the words by what they spell, and where that cannot be proven the sentence's words are lost.
 
     Args:
-        tokenizer: a fast tokenizer of transformers.
+        tokenizer: a tokenizer of transformers.
         sentences: the words of each sentence, without whitespace inside.
         wanted: per sentence the 0-based tokens to read; None reads every word. Sentences without any are not tokenised.
         max_pieces: longest sequence of the model, special tokens included.
+        long_sentences: what becomes of a sentence of more than `max_pieces`. `cut`: it is cut there, its closing special
+            tokens kept; a word is lost as soon as one of its pieces is. `window`: it is read in windows that overlap by
+            half, each with all special tokens, each a row; a word is taken from the one where it is farthest from an
+            edge. `skip`: its words are lost. `error`: an InputError.
+        needs_context: loses words whose first piece is the first of its row.
 
     Raises:
-        ModelError: the tokenizer reports no character offsets.
-        InputError: a wanted token is beyond its sentence.
+        GridError: `long_sentences` is unknown.
+        InputError: a wanted token is beyond its sentence, or a sentence is too long and that is to be an error.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"tokenizer {type(tokenizer).__name__} is Python-based and gives no character offsets; "
-            "use a model with a fast tokenizer (tokenizer.json)"
-        )
+    if long_sentences not in get_args(LongSentences):
+        known = ", ".join(get_args(LongSentences))
+        raise GridError(f"long_sentences: '{long_sentences}' is unknown; choose one of {known}")
     tokens = _wanted_tokens(sentences, wanted)
     read = [index for index, chosen in enumerate(tokens) if len(chosen)]
-    pieces = _tokenise(tokenizer, [" ".join(sentences[index]) for index in read])
-    first, last = _spans(pieces, [sentences[index] for index in read])
-
-    ids = [np.zeros(0, np.int32)] * len(sentences)
-    kept: list[tuple[int, int, int, int]] = []
-    lost: list[Lost] = []
+    pieces = dict(zip(read, tokenise(tokenizer, [sentences[index] for index in read]), strict=True))
+    first, last = _spans(list(pieces.values()), [piece.words for piece in pieces.values()])
+    rows = _Rows([], [], [], [], [])
     base = 0
-    for index, piece in zip(read, pieces, strict=True):
-        cut_ids, end = _cut(piece, max_pieces)
-        before = len(kept)
-        for token in tokens[index]:
-            word = base + token
-            if last[word] < 0:
-                lost.append(Lost(index, token, "no_piece"))
-            elif last[word] >= end:
-                lost.append(Lost(index, token, "truncated"))
-            else:
-                kept.append((index, token, int(first[word]), int(last[word])))
-        base += len(sentences[index])
-        if len(kept) > before:
-            ids[index] = cut_ids
-    row, token_of, first_of, last_of = np.array(kept, np.int64).reshape(-1, 4).T
-    words = [sentences[index][token] for index, token, _, _ in kept]
-    return Encoded(ids, np.arange(len(sentences)), row, token_of, first_of, last_of, words, lost)
+    for index, chosen in enumerate(tokens):
+        piece = pieces.get(index)
+        if piece is None:
+            rows.add(index, np.zeros(0, np.int32), 0)
+            continue
+        if long_sentences == "error" and len(piece.ids) > max_pieces:
+            raise InputError(
+                f"sentences[{index}]: {len(piece.ids)} pieces, the model reads {max_pieces}; split the sentence, "
+                "or set long_sentences to window, skip or cut"
+            )
+        spans = [(token, int(first[base + token]), int(last[base + token])) for token in chosen]
+        _place(rows, index, piece, spans, max_pieces, long_sentences, needs_context)
+        base += len(piece.words)
+    row, token_of, first_of, last_of = np.array(rows.kept, np.int64).reshape(-1, 4).T
+    sentence = np.array(rows.sentences, np.int64)
+    words = [sentences[sentence[at]][token] for at, token in zip(row, token_of, strict=True)]
+    return Encoded(
+        rows.ids, sentence, row, token_of, first_of, last_of, words, rows.lost, np.array(rows.closing, np.int64)
+    )
+
+
+def encode_lines(tokenizer: Any, sentences: Sequence[Sequence[str]], max_pieces: int) -> list[NDArray[np.int32]]:
+    """Ids of whole sentences, int32 [pieces] each; of those longer than `max_pieces` as much as fits."""
+    lines = []
+    for piece in tokenise(tokenizer, sentences):
+        opening, closing = special_ends(piece)
+        begin, end = opening, len(piece.ids) - closing
+        lines.append(part_ids(piece, windows(begin, end, max_pieces - opening - closing, "cut")[0]))
+    return lines
+
+
+class _Rows(NamedTuple):
+    """The lists that `Encoded` is made of; `kept` holds (row, token, first, last)."""
+
+    ids: list[NDArray[np.int32]]
+    sentences: list[int]
+    closing: list[int]
+    kept: list[tuple[int, int, int, int]]
+    lost: list[Lost]
+
+    def add(self, sentence: int, ids: NDArray[np.int32], closing: int) -> int:
+        """Appends a row; its number."""
+        self.ids.append(ids)
+        self.sentences.append(sentence)
+        self.closing.append(closing)
+        return len(self.ids) - 1
+
+
+def _place(
+    rows: _Rows,
+    index: int,
+    piece: Pieces,
+    spans: list[tuple[int, int, int]],
+    max_pieces: int,
+    long_sentences: LongSentences,
+    needs_context: bool,
+) -> None:
+    """Makes the rows of one sentence; `spans` are (token, first, last), last -1 for a word without a piece."""
+    opening, closing = special_ends(piece)
+    room = max(max_pieces - opening - closing, 0)
+    parts = windows(opening, len(piece.ids) - closing, room, long_sentences)
+    held: dict[int, int] = {}  # part -> row
+    for token, first, last in spans:
+        part = nearest(parts, first, last) if parts else None
+        at = first if part is None else first - parts[part][0] + opening
+        if not piece.aligned:
+            rows.lost.append(Lost(index, token, "no_alignment"))
+        elif not parts:
+            rows.lost.append(Lost(index, token, "too_long"))
+        elif last < 0:
+            rows.lost.append(Lost(index, token, "no_piece"))
+        elif part is None:
+            rows.lost.append(Lost(index, token, "truncated"))
+        elif needs_context and at == 0:
+            rows.lost.append(Lost(index, token, "no_context"))
+        else:
+            if part not in held:
+                held[part] = rows.add(index, part_ids(piece, parts[part]), closing)
+            rows.kept.append((held[part], token, at, at + last - first))
+    if not held:
+        rows.add(index, np.zeros(0, np.int32), 0)
 
 
 def _wanted_tokens(
@@ -150,14 +238,6 @@ def _wanted_tokens(
             wrong = chosen[0] if chosen[0] < 0 else chosen[-1]
             raise InputError(f"sentences[{index}]: token {wrong} is wanted, but it has {len(words)} words")
     return tokens
-
-
-def _tokenise(tokenizer: Any, texts: list[str]) -> list[Any]:
-    """One `tokenizers.Encoding` for each text: never cut or padded, whatever the saved tokenizer is set to do."""
-    if not texts:
-        return []
-    batch = tokenizer(texts, verbose=False, split_special_tokens=True)
-    return list(batch.encodings)
 
 
 def _spans(pieces: Sequence[Any], sentences: Sequence[Sequence[str]]) -> tuple[Ints, Ints]:
@@ -190,13 +270,3 @@ def _spans(pieces: Sequence[Any], sentences: Sequence[Sequence[str]]) -> tuple[I
     written = np.zeros(len(sizes), bool)
     written[word[own & (end > begin)]] = True
     return np.where(written, first, -1), np.where(written, last, -1)
-
-
-def _cut(piece: Any, max_pieces: int) -> tuple[NDArray[np.int32], int]:
-    """The ids that fit, closing special tokens kept, and the position at which the sentence's own pieces were cut."""
-    ids = np.array(piece.ids, np.int32)
-    if len(ids) <= max_pieces:
-        return ids, len(ids)
-    closing = int(np.argmin(piece.special_tokens_mask[::-1]))
-    end = max_pieces - closing
-    return np.concatenate([ids[:end], ids[len(ids) - closing :]]), end

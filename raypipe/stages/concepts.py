@@ -48,7 +48,7 @@ def cells(plan: Plan, extracted: dict[tuple[str, ...], Cell]) -> list[Cell]:
     made = []
     for checkpoint, component in plan.cells_of_models():
         state = (checkpoint.model, checkpoint.revision, component)
-        for layer in plan.layers[checkpoint.model]:
+        for layer in plan.layers[checkpoint.model, component]:
             for scope in scopes(plan):
                 inputs = {f"states of {language}": extracted[(*state, language)].fingerprint for language in scope}
                 for k in settings.k:

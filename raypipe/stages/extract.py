@@ -7,6 +7,7 @@ Legend: n points of a shard, d width of a state.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from dataclasses import replace
@@ -16,10 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypipe.errors import RunError
+from raypipe.errors import InputError, RunError
 from raypipe.models.batches import plan_batches
 from raypipe.models.locate import Checkpoint
-from raypipe.models.words import Encoded, encode
+from raypipe.models.words import Encoded
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import make_table
 from raypipe.stages.context import Context, Item, Receipt
@@ -27,7 +28,16 @@ from raypipe.stages.plan import Plan
 from raypipe.statefile import state_table
 
 NAME, VERSION = "extract", 1
-FIELDS = ("words.pooling", "dtype.compute", "dtype.store", "resources.threads")
+FIELDS = (
+    "words.pooling",
+    "states.decoder",
+    "states.source",
+    "states.final_norm",
+    "states.long_sentences",
+    "dtype.compute",
+    "dtype.store",
+    "resources.threads",
+)
 SHARD_BYTES = 128 * 2**20  # float32 states of all layers that a shard aims at
 SMALLEST_SHARD = 1024  # points
 TOKEN_BUDGET = 4096  # pieces of a batch, padding included
@@ -50,15 +60,15 @@ def cells(plan: Plan, corpus: dict[str, Cell]) -> list[Cell]:
         weights = plan.weights[checkpoint.model, checkpoint.revision]
         for language in plan.grid.languages:
             inputs = {"model weights": weights, f"corpus of {language}": corpus[language].fingerprint}
-            axes = {"layers": plan.layers[checkpoint.model]}
+            axes = {"layers": plan.layers[checkpoint.model, component]}
             made.append(Cell(NAME, (*key, ("lang", language)), fields, inputs, axes, grows=True))
     return made
 
 
-def shard_points(plan: Plan, model: str) -> int:
-    """Points that a shard of a model aims at; independent of the layers asked for."""
+def shard_points(plan: Plan, model: str, component: str) -> int:
+    """Points that a shard of a model's component aims at; independent of the layers asked for."""
     facts = plan.facts[model]
-    return max(SMALLEST_SHARD, SHARD_BYTES // ((facts.layers + 1) * facts.width * 4))
+    return max(SMALLEST_SHARD, SHARD_BYTES // ((facts.layers_of[component] + 1) * facts.width * 4))
 
 
 def cut_shards(sentences: np.ndarray, points: int) -> list[tuple[int, int]]:
@@ -92,7 +102,9 @@ def run(context: Context, todo: list[Cell]) -> None:
         checkpoint = checkpoints[cell["model"], cell["revision"]]
         place = f"corpus/lang={cell['lang']}/occurrences.parquet"
         sentences = context.run.read_table(place, ["sentence"]).column(0).to_numpy()
-        for number, (start, stop) in enumerate(cut_shards(sentences, shard_points(plan, checkpoint.model))):
+        for number, (start, stop) in enumerate(
+            cut_shards(sentences, shard_points(plan, checkpoint.model, cell["component"]))
+        ):
             items.append(_item(context, cell, checkpoint) | {"start": start, "stop": stop, "shard": number})
             owners.append(cell)
     expected: dict[Cell, int] = defaultdict(int)
@@ -114,7 +126,9 @@ def _item(context: Context, cell: Cell, checkpoint: Checkpoint) -> Item:
     return {
         "run": str(context.run.path),
         "checkpoint": checkpoint.__dict__,
-        "layers": plan.layers[checkpoint.model],
+        "component": cell["component"],
+        "layers": plan.layers[checkpoint.model, cell["component"]],
+        "states": plan.grid.states.model_dump(),
         "pooling": plan.grid.words.pooling,
         "compute": plan.grid.dtype.compute,
         "store": plan.grid.dtype.store,
@@ -154,10 +168,7 @@ class Worker:
         first, last = int(numbers[0]), int(numbers[-1])
         lines = run.read_rows(f"corpus/lang={language}/sentences.parquet", first, last + 1, ["words"])
         text = lines.column(0).take(pa.array(numbers - first))
-        encoded = encode(
-            extractor.tokenizer, text.to_pylist(), [t.tolist() for t in tokens], extractor.facts.max_pieces
-        )
-        encoded = replace(encoded, sentences=numbers)  # the corpus's lines, for the rows and for messages
+        encoded = self._encode(text.to_pylist(), [t.tolist() for t in tokens], numbers, item)
         batches = plan_batches(encoded.lengths, max(TOKEN_BUDGET, extractor.facts.max_pieces))
         states = self._forward(encoded, batches, item)
         last_pieces = np.array(
@@ -192,7 +203,7 @@ class Worker:
     def _model(self, item: Item) -> Any:
         from raypipe.models.states import Extractor
 
-        wanted = (item["checkpoint"], item["layers"], item["pooling"], item["compute"])
+        wanted = tuple(item[name] for name in ("checkpoint", "component", "layers", "states", "pooling", "compute"))
         if self._held != wanted:
             self._extractor = None  # the old model leaves before the new one comes
             self._extractor = Extractor(
@@ -202,9 +213,24 @@ class Worker:
                 compute=item["compute"],
                 threads=item["threads"],
                 device=item["device"],
+                component=item["component"],
+                decoder_state=item["states"]["decoder"],
+                decoder_source=item["states"]["source"],
+                final_norm=item["states"]["final_norm"],
             )
             self._held = wanted
         return self._extractor
+
+    def _encode(self, text: list[list[str]], tokens: list[list[int]], numbers: np.ndarray, item: Item) -> Encoded:
+        """Pieces of the shard's sentences, which carry the numbers of the corpus's lines from here on."""
+        try:
+            found: Encoded = self._extractor.encode(text, tokens, long_sentences=item["states"]["long_sentences"])
+        except InputError as error:
+            named = re.sub(
+                r"sentences\[(\d+)\]", lambda m: f"line {numbers[int(m[1])] + 1} of {item['language']}", str(error)
+            )
+            raise InputError(named) from None
+        return replace(found, sentences=numbers[found.sentences])
 
     def _forward(self, encoded: Encoded, batches: list[np.ndarray], item: Item) -> np.ndarray:
         """States of all words, [layers, n, d] in the stored dtype, rows in the order of `encoded`."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import toy
-from raypipe.errors import InputError
+from raypipe.errors import GridError, InputError
 from raypipe.grid import Grid, Model
 from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, fingerprint
 from raypipe.rundir import digest, file_digest
@@ -26,7 +26,7 @@ class Plan:
         grid: The grid as given.
         checkpoints: Every checkpoint, in grid order.
         facts: Per model name, its size.
-        layers: Per model name, the layer ids to read.
+        layers: Per (model, component), the layer ids to read.
         weights: Per (model, revision), the fingerprint of weights, configuration and tokenizer.
         corpus: Per language, the fingerprint of its text.
         lexicon: Per direction, (file, inverted): the file of the direction, of the other one, or None where neither is there.
@@ -35,7 +35,7 @@ class Plan:
     grid: Grid
     checkpoints: tuple[Checkpoint, ...]
     facts: dict[str, ModelFacts]
-    layers: dict[str, tuple[int, ...]]
+    layers: dict[tuple[str, str], tuple[int, ...]]
     weights: dict[tuple[str, str], str]
     corpus: dict[str, str]
     lexicon: dict[Direction, tuple[Path, bool] | None]
@@ -43,8 +43,12 @@ class Plan:
     @property
     def variant(self) -> str:
         """Short name of the grid fields that change states without being an axis."""
-        pooling = self.grid.words.pooling
-        return "v-default" if pooling == "last" else f"v-{pooling}"
+        words, states = self.grid.words, self.grid.states
+        names: list[str] = [words.pooling] if words.pooling != "last" else []
+        names += ["predict"] if states.decoder == "predict" else []
+        names += ["empty"] if states.source == "empty" else []
+        names += [] if states.final_norm else ["raw"]
+        return "v-" + ("-".join(names) or "default")
 
     def fields(self, *names: str) -> dict[str, Any]:
         """Dotted grid fields with their values, for a cell's fingerprint."""
@@ -59,8 +63,12 @@ class Plan:
 
     def cells_of_models(self) -> list[tuple[Checkpoint, str]]:
         """Every (checkpoint, component), in grid order."""
-        components = {model.name: model.components for model in self.grid.models}
-        return [(checkpoint, part) for checkpoint in self.checkpoints for part in components[checkpoint.model]]
+        return [
+            (c, part)
+            for c in self.checkpoints
+            for part in self.facts[c.model].components
+            if (c.model, part) in self.layers
+        ]
 
 
 def make_plan(grid: Grid) -> Plan:
@@ -73,15 +81,25 @@ def make_plan(grid: Grid) -> Plan:
     """
     found: list[Checkpoint] = []
     sizes: dict[str, ModelFacts] = {}
-    layers: dict[str, tuple[int, ...]] = {}
+    layers: dict[tuple[str, str], tuple[int, ...]] = {}
     weights: dict[tuple[str, str], str] = {}
     for model in grid.models:
         of_model = _checkpoints(model)
         found += of_model
         sizes[model.name] = facts(of_model[-1])
-        layers[model.name] = grid.layer_ids(sizes[model.name].layers, model.name)
+        for part in _components(model, sizes[model.name]):
+            layers[model.name, part] = grid.layer_ids(sizes[model.name].layers_of[part], model.name)
         weights |= {(c.model, c.revision): fingerprint(c) for c in of_model}
     return Plan(grid, tuple(found), sizes, layers, weights, _corpus(grid), _lexicon(grid))
+
+
+def _components(model: Model, size: ModelFacts) -> tuple[str, ...]:
+    for part in model.components or ():
+        if part not in size.components:
+            raise GridError(
+                f"models.{model.name}.components: {size.model_type} has no {part}; expected {', '.join(size.components)}"
+            )
+    return model.components or size.components
 
 
 def _checkpoints(model: Model) -> list[Checkpoint]:

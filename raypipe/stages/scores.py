@@ -49,7 +49,11 @@ def cells(plan: Plan, clustered: list[Cell], lexicons: list[Cell]) -> list[Cell]
             scopes = {*group, "+".join(sorted(group))}
             used = sorted(print_ for path, print_ in own.items() if _scope(path) in scopes)
             used += [c.fingerprint for c in lexicons if {c["source"], c["target"]} <= set(group)]
-            axes = {"inputs": used, "thresholds": [repr(thresholds)], "layers": plan.layers[checkpoint.model]}
+            axes = {
+                "inputs": used,
+                "thresholds": [repr(thresholds)],
+                "layers": plan.layers[checkpoint.model, component],
+            }
             made.append(Cell(NAME, (*state, ("pair", "+".join(group))), fields, {}, axes))
     return made
 
@@ -83,7 +87,7 @@ def _item(context: Context, cell: Cell) -> Item:
         "states": "/".join(state),
         "folder": f"scores/parts/{cell.path}",
         "group": group,
-        "layers": plan.layers[cell["model"]],
+        "layers": plan.layers[cell["model"], cell["component"]],
     }
 
 

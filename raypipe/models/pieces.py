@@ -1,0 +1,85 @@
+"""Sentences to pieces with character offsets, whatever the tokenizer gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+SPACE = "▁"  # sentencepiece's sign for a space
+
+
+class Pieces(NamedTuple):
+    """One tokenised sentence.
+
+    Attributes:
+        ids: of every piece, special ones included.
+        offsets: per piece (begin, end), characters of `words` joined by one space.
+        special_tokens_mask: per piece, 1 for special ones.
+        words: the words as the offsets count them; a Python-based tokenizer's normalisation is applied.
+        aligned: False where the offsets could not be proven; they mean nothing then.
+    """
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    special_tokens_mask: list[int]
+    words: Sequence[str]
+    aligned: bool = True
+
+
+def tokenise(tokenizer: Any, sentences: Sequence[Sequence[str]]) -> list[Pieces]:
+    """Tokenises each sentence as it is written: never cut or padded, whatever the saved tokenizer is set to do."""
+    if not sentences:
+        return []
+    texts = [" ".join(words) for words in sentences]
+    if getattr(tokenizer, "is_fast", False):
+        encodings = tokenizer(texts, verbose=False, split_special_tokens=True).encodings
+        return [
+            Pieces(encoding.ids, encoding.offsets, encoding.special_tokens_mask, words)
+            for encoding, words in zip(encodings, sentences, strict=True)
+        ]
+    alone = cache(lambda word: _spelled(_split(tokenizer, word)))
+    return [
+        _by_spelling(tokenizer, text, [alone(word) for word in words])
+        for text, words in zip(texts, sentences, strict=True)
+    ]
+
+
+def _by_spelling(tokenizer: Any, text: str, words: list[str]) -> Pieces:
+    """Offsets from the pieces' own texts; `words` are spelled by the pieces that the tokenizer gives each word alone.
+
+    Proven when the sentence's pieces, joined, spell those words with one space between them.
+    """
+    tokens = _split(tokenizer, text)
+    own = tokenizer.convert_tokens_to_ids(tokens)
+    ids = tokenizer.build_inputs_with_special_tokens(own)
+    special = tokenizer.get_special_tokens_mask(own)
+    joined, spelled = "".join(tokens).replace(SPACE, " "), " ".join(filter(None, words))
+    lead = len(joined) - len(spelled)
+    usual = tokenizer(text, verbose=False, split_special_tokens=True)["input_ids"]
+    aligned = joined in (spelled, " " + spelled) and ids == usual
+    if not aligned:
+        return Pieces(ids, [(0, 0)] * len(ids), special, words, aligned=False)
+    # Place of each sign of `spelled` among all words: one without pieces still has its separating space.
+    places: list[int] = []
+    start = 0
+    for word in words:
+        if word:
+            places += [start - 1] * bool(places) + list(range(start, start + len(word)))
+        start += len(word) + 1
+    offsets, end = [], -lead
+    for token in tokens:
+        begin, end = max(end, 0), end + len(token)
+        at = places[min(begin, len(places) - 1)] if places else 0
+        offsets.append((at, places[end - 1] + 1 if end > begin else at))
+    each = iter(offsets)
+    return Pieces(ids, [(0, 0) if mark else next(each) for mark in special], special, words)
+
+
+def _split(tokenizer: Any, text: str) -> list[str]:
+    return list(tokenizer.tokenize(text, split_special_tokens=True))
+
+
+def _spelled(tokens: Sequence[str]) -> str:
+    """What pieces spell, less the space that sentencepiece puts in front."""
+    return "".join(tokens).replace(SPACE, " ").removeprefix(" ")
