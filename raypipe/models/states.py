@@ -34,7 +34,7 @@ Stored = Literal["float32", "float16"]
 Component = Literal["encoder", "decoder"]
 DecoderState = Literal["read", "predict"]
 DecoderSource = Literal["copy", "empty", "pair"]
-TOKEN_BUDGET = 4096  # pieces of one batch of `word_states`, padding included
+TOKEN_BUDGET = 1024  # pieces of one batch of `word_states`, padding included
 
 
 class Extractor:

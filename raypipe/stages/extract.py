@@ -40,7 +40,7 @@ FIELDS = (
 )
 SHARD_BYTES = 128 * 2**20  # float32 states of all layers that a shard aims at
 SMALLEST_SHARD = 1024  # points
-TOKEN_BUDGET = 4096  # pieces of a batch, padding included
+CPU_BUDGET, GPU_BUDGET = 1024, 16_384  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
 
 
 def cells(plan: Plan, corpus: dict[str, Cell]) -> list[Cell]:
@@ -169,7 +169,9 @@ class Worker:
         lines = run.read_rows(f"corpus/lang={language}/sentences.parquet", first, last + 1, ["words"])
         text = lines.column(0).take(pa.array(numbers - first))
         encoded = self._encode(text.to_pylist(), [t.tolist() for t in tokens], numbers, item)
-        batches = plan_batches(encoded.lengths, max(TOKEN_BUDGET, extractor.facts.max_pieces))
+        batches = plan_batches(
+            encoded.lengths, max(CPU_BUDGET if item["device"] else GPU_BUDGET, int(encoded.lengths.max(initial=0)))
+        )
         states = self._forward(encoded, batches, item)
         last_pieces = np.array(
             [encoded.ids[row][last] for row, last in zip(encoded.row, encoded.last, strict=True)], np.int32
