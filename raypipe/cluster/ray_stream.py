@@ -97,7 +97,8 @@ def stream(
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             PoolWorker,
             fn_constructor_kwargs={"worker": worker, "threads": threads, "ledger": ledger},
-            compute=ray.data.ActorPoolStrategy(size=min(size, len(items))),
+            # One item at a time: with more in flight the first worker to start would take those of the others.
+            compute=ray.data.ActorPoolStrategy(size=min(size, len(items)), max_tasks_in_flight_per_actor=1),
             batch_size=1,
             batch_format="pyarrow",
             label_selector=labels,
