@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "raypipe"
 LEVELS = [
     {"cli"},
+    {"cli_metrics"},
     {"planning", "show"},
     {"pipeline"},
     {"stages", "cluster", "results", "progress"},
