@@ -130,7 +130,7 @@ def run(
     plan = make_plan(grid)
     cells = all_cells(plan)
     again = _built_on(rerun) if rerun else ()
-    place = Path(run_dir or Path("runs") / grid.name)
+    place = Path(run_dir or Path("runs") / grid.name).absolute()  # workers have working directories of their own
     for name in READS[only] if only else ():
         if cells[name] and (name in again or not any(map(RunDir(place).mark, cells[name]))):
             raise RunError(

@@ -112,11 +112,6 @@ class RunDir:
         run = cls(path)
         with _writing(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
-            probe = run.path / f".probe-{secrets.token_hex(4)}.tmp"
-            probe.write_bytes(b"raypipe")
-            probe.unlink()
-            for leftover in run.path.rglob(".*.tmp"):  # a killed writer's
-                leftover.unlink(missing_ok=True)
         if (run.path / "run.json").exists():
             held = run.read_json("run.json").get("name")
             if held != grid_name:
@@ -125,6 +120,12 @@ class RunDir:
                 )
         elif any(run.path.iterdir()):
             raise RunError(f"{run.path}: is not empty and not a run directory; choose another --run")
+        with _writing(run.path):
+            probe = run.path / f".probe-{secrets.token_hex(4)}.tmp"
+            probe.write_bytes(b"raypipe")
+            probe.unlink()
+            for leftover in run.path.rglob(".*.tmp"):  # a killed writer's
+                leftover.unlink(missing_ok=True)
         return run
 
     @classmethod

@@ -87,7 +87,7 @@ def summary(run: Run) -> Table:
     """The result of a run: per model, component and direction the best layer of the last revision, with its references."""
     calign, colap = run.calign().to_pylist(), run.colap().to_pylist()
     theta = max((row["theta"] for row in calign), default=0)
-    last = {model.name: _last_revision(calign, model.name) for model in run.grid.models}
+    last = {name: _last_revision(calign, name) for name in {row["model"] for row in calign}}
     found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in calign:
         if row["theta"] == theta and row["revision"] == last[row["model"]]:

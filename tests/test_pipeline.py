@@ -244,7 +244,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(world: tiny_world.World, tmp
     _wait_for(tmp_path / "run" / "run.json", process)  # type: ignore[arg-type]
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # Both are 130 in a shell: Python ends by the signal itself when it came inside an exec() of some library's text.
+    assert process.returncode in (130, -signal.SIGINT)
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
 

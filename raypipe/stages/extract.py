@@ -27,7 +27,7 @@ from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan
 from raypipe.statefile import state_table
 
-NAME, VERSION = "extract", 1
+NAME, VERSION = "extract", 2
 FIELDS = (
     "words.pooling",
     "states.decoder",
