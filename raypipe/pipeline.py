@@ -211,8 +211,8 @@ def _freeze(folder: RunDir, grid: Grid, cells: Cells) -> None:
         "created": held.get("created", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
         "cells": {name: [cell.path for cell in of_stage] for name, of_stage in cells.items()},
     }
+    folder.write_json("run.json", described)  # first: it makes the folder a run
     folder.write_bytes("grid.yaml", grid.to_yaml().encode())
-    folder.write_json("run.json", described)
 
 
 def _failures(context: Context) -> RaypipeError:

@@ -118,7 +118,7 @@ class RunDir:
                 raise RunError(
                     f"{run.path}: holds the grid '{held}', not '{grid_name}'; choose another --run or rename the grid"
                 )
-        elif any(run.path.iterdir()):
+        elif any(not entry.name.startswith(".probe-") for entry in run.path.iterdir()):
             raise RunError(f"{run.path}: is not empty and not a run directory; choose another --run")
         with _writing(run.path):
             probe = run.path / f".probe-{secrets.token_hex(4)}.tmp"

@@ -97,7 +97,20 @@ def _imbalanced(done: Done) -> list[Case]:
 
 def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
     cases: list[Case] = []
-    settings = ("model", "revision", "layer", "k", "seed", "theta", "translations", "min_types", "size_ratio")
+    settings = (
+        "model",
+        "revision",
+        "source_component",
+        "target_component",
+        "variant",
+        "layer",
+        "k",
+        "seed",
+        "theta",
+        "translations",
+        "min_types",
+        "size_ratio",
+    )
     scored = [row for row in rows if row["calign"] is not None]
     other = {(row["source"], row["target"], *(row[s] for s in settings)): row for row in scored}
     for row in scored:
