@@ -318,7 +318,7 @@ def test_a_disk_that_is_full_from_the_start(desk: Desk) -> None:
     done = desk.run()
     desk.largest_file = unlimited
     assert done.code == 1
-    assert re.fullmatch(r".*/run/grid\.yaml: cannot be written \(File too large\); free space or .*", done.error)
+    assert re.fullmatch(r".*/run/run\.json: cannot be written \(File too large\); free space or .*", done.error)
     assert not [file for file in desk.run_dir.rglob("*") if file.is_file()]
     assert desk.run().code == 0
 
