@@ -242,7 +242,6 @@ def _run(spec: Any, run_dir: Path | None, address: str, only: str | None, rerun:
     from raypipe.results import open_run
     from raypipe.show import summary
 
-    signal.signal(signal.SIGTERM, _stop)
     place = run_dir or Path("runs") / spec.name
     watching = watcher(_console(stderr=True))
     failed: CellsFailed | None = None
@@ -250,22 +249,19 @@ def _run(spec: Any, run_dir: Path | None, address: str, only: str | None, rerun:
         pipeline.run(spec, place, address, only=only, rerun=rerun, watcher=watching)
     except CellsFailed as error:
         failed = error
-    except KeyboardInterrupt:
+    except (Stopped, KeyboardInterrupt):
         watching.close()
-        _end(f"stopped; what is finished is kept in {place}, the same command goes on from there", 130)
+        same = "the same command without --rerun" if rerun else "the same command"
+        _end(f"stopped; what is finished is kept in {place}, {same} goes on from there", 130)
     finally:
         watching.close()
     finished = open_run(place)
-    if finished.report.is_file():
+    if only in (None, "scores", "report") and finished.report.is_file():
         console = _console()
         console.print(summary(finished))
         console.print(f"report: {finished.report}", soft_wrap=True)
     if failed:
         raise failed
-
-
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 @app.command()
@@ -284,7 +280,7 @@ def status(run: RunPath, as_json: Json = False) -> None:
         return
     console = _console()
     rows = [{"stage": stage, **counts} for stage, counts in found["stages"].items()]
-    console.print(rows_table(rows, ["stage", "planned", "done", "failed"], f"{found['name']} in {run}"))
+    console.print(rows_table(rows, ["stage", "planned", "done", "partial", "failed"], f"{found['name']} in {run}"))
     for failure in found["failures"]:
         console.print(
             f"failed: {failure['cell']}: {failure['message']} (trace: {run / failure['file']})",
@@ -351,13 +347,23 @@ def _end(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, with which Python ends by the signal when it came inside an `exec` of some library."""
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped
+
+
 def main() -> NoReturn:
     """Entry point of the command `raypipe`."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app(prog_name="raypipe")
     except RaypipeError as error:
         _end(str(error), 1)
-    except KeyboardInterrupt:
+    except (Stopped, KeyboardInterrupt):
         _end("stopped", 130)
     sys.exit(0)
 

@@ -28,6 +28,12 @@ from raypipe.gridcheck import one_line
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # short names become folder names
 
 
+def _not_yes_no(value: Any) -> Any:
+    if isinstance(value, list | tuple) and any(isinstance(part, bool) for part in value):
+        raise ValueError("YAML reads no, yes, on and off as false and true; write the language code in quotes: 'no'")
+    return value
+
+
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
@@ -50,6 +56,7 @@ def _layer_form(value: Any) -> Any:
     return value
 
 
+LONGEST_SCOPE = 240  # characters; a file name holds 255 bytes
 Short = Annotated[str, Field(pattern=rf"^{NAME.pattern}$", max_length=80)]
 Fraction01 = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -246,7 +253,9 @@ class Grid(_Part):
     layers: Annotated[Literal["all"] | Every | tuple[int, ...], BeforeValidator(_layer_form)] = Field(
         "all", description="all, a list of layer ids, or {every: n}."
     )
-    languages: tuple[Short, ...] = Field(description="Language codes, at least two.")
+    languages: Annotated[tuple[Short, ...], BeforeValidator(_not_yes_no)] = Field(
+        description="Language codes, at least two."
+    )
     pairs: Literal["all"] | tuple[str, ...] = Field(
         "all", description="all, or a list such as [en-de]; a pair means both directions."
     )
@@ -286,6 +295,11 @@ class Grid(_Part):
             self._check_rule(int(self.colap.rule.split(":")[1]))
         elif self.colap.scopes == "all":
             self._check_rule(len(self.languages))
+        if len("+".join(self.languages)) > LONGEST_SCOPE and self.colap.scopes == "all":
+            raise ValueError(
+                f"colap.scopes: the codes of {len(self.languages)} languages are over {LONGEST_SCOPE} characters together, too "
+                "long for a folder; use fewer or shorter codes, or scopes: pairs"
+            )
         self.language_pairs()
         return self
 

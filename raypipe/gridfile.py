@@ -42,6 +42,13 @@ def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()
     return Grid(**data)
 
 
+def absolute(grid: Grid) -> Grid:
+    """The same grid with its relative paths made absolute, from the current directory."""
+    data = grid.to_dict()
+    _absolute_paths(data, Path.cwd())
+    return Grid(**data)
+
+
 def _models(known: Any, flags: Sequence[str]) -> list[dict[str, Any]]:
     """The models that flags name: by a name of the grid file, or by path; revisions of one model are put together."""
     listed = known if isinstance(known, list) else [known]

@@ -21,6 +21,7 @@ from raypipe.cluster import connect
 from raypipe.cluster.protocol import Resources
 from raypipe.errors import CellsFailed, RaypipeError, RunError
 from raypipe.grid import Grid
+from raypipe.gridfile import absolute
 from raypipe.progress import Silent
 from raypipe.results import Run
 from raypipe.rundir import Cell, RunDir
@@ -47,35 +48,36 @@ def _by(cells: list[Cell], *axes: str) -> dict[tuple[str, ...], Cell]:
 
 
 LISTED = 10  # failed cells in a message
+OUTPUTS = (*(f"scores/{name}.parquet" for name in scores.FLAT), report.PLACE)
 STATE = ("model", "revision", "component", "lang")
 
 STAGES = (
     Stage(
-        "corpus", lambda plan, _: corpus.cells(plan), lambda context, todo, _: corpus.run(context, todo), strict=True
+        "corpus", lambda plan, _: corpus.cells(plan), lambda context, left, _: corpus.run(context, left), strict=True
     ),
     Stage(
         "lexicon",
         lambda plan, _: lexicon.cells(plan),
-        lambda context, todo, _: lexicon.run(context, todo),
+        lambda context, left, _: lexicon.run(context, left),
         reads=("corpus",),
         strict=True,
     ),
     Stage(
         "extract",
         lambda plan, cells: extract.cells(plan, {c["lang"]: c for c in cells["corpus"]}),
-        lambda context, todo, _: extract.run(context, todo),
+        lambda context, left, _: extract.run(context, left),
         reads=("corpus",),
     ),
     Stage(
         "concepts",
         lambda plan, cells: concepts.cells(plan, _by(cells["extract"], *STATE)),
-        lambda context, todo, cells: concepts.run(context, todo, _by(cells["extract"], *STATE)),
+        lambda context, left, cells: concepts.run(context, left, _by(cells["extract"], *STATE)),
         reads=("extract",),
     ),
     Stage(
         "scores",
         lambda plan, cells: scores.cells(plan, cells["concepts"], cells["lexicon"]),
-        lambda context, todo, _: scores.run(context, todo),
+        lambda context, left, _: scores.run(context, left),
         reads=("lexicon", "concepts"),
     ),
 )
@@ -89,6 +91,14 @@ def _built_on(stage: str) -> tuple[str, ...]:
     for name, reads in READS.items():
         if set(reads) & set(found):
             found.append(name)
+    return tuple(found)
+
+
+def _needed_for(only: str | None) -> tuple[str, ...]:
+    """A stage and those whose results it reads, directly or not; all without `only`."""
+    found = [only] if only else list(STAGE_NAMES)
+    for name in found:
+        found += [read for read in READS[name] if read not in found]
     return tuple(found)
 
 
@@ -121,42 +131,46 @@ def run(
 
     Raises:
         CellsFailed: Some cells failed; the others are finished and in the tables.
-        RaypipeError: The input, the grid, the run directory or the cluster is at fault; the message says what to do.
+        RunError: The run directory cannot be used, or another driver writes there.
+        RaypipeError: The input, the grid or the cluster is at fault; the message says what to do.
     """
     started, watcher = time.perf_counter(), watcher or Silent()
     for name in (only, rerun):
         if name is not None and name not in STAGE_NAMES:
             raise RunError(f"stage {name}: unknown; expected one of {', '.join(STAGE_NAMES)}")
+    grid = absolute(grid)
     plan = make_plan(grid)
     cells = all_cells(plan)
     again = _built_on(rerun) if rerun else ()
     place = Path(run_dir or Path("runs") / grid.name).absolute()  # workers have working directories of their own
-    for name in READS[only] if only else ():
-        if cells[name] and (name in again or not any(map(RunDir(place).mark, cells[name]))):
-            raise RunError(
-                f"--only {only}: {place} holds no result of the stage {name}; run that first, or without --only"
-            )
-    folder = RunDir.create(place, grid.name)
-    stages = [stage for stage in STAGES if only in (None, stage.name)]
-    open_cells = {s.name: [c for c in cells[s.name] if s.name in again or not folder.is_done(c)] for s in stages}
-    for name in again:  # after the check above: a mismatch before the stage must not cost what is there
-        folder.forget(name)
-    _freeze(folder, grid, cells)
-    context = Context(folder, plan, _Unused(), watcher)
-    if any(open_cells.values()):
-        resources = grid.resources
-        asked = Resources(resources.workers, resources.gpus_per_worker, resources.threads, int(resources.memory))
-        with connect(address, asked) as cluster:
-            watcher.note(f"working on {cluster.name}")
-            context.cluster = cluster
-            _work(context, stages, cells)
-    else:
-        watcher.note(f"all {sum(map(len, cells.values()))} cells are there already")
-    if only in (None, "scores", "report"):
-        _report(context, cells, started)
+    _check_inputs(RunDir(place), only, cells, again)
+    context = Context(RunDir.create(place, grid.name), plan, _Unused(), watcher)
+    with context.run.only_writer():
+        _work(context, cells, only, again, address)
+        if only in (None, "scores", "report"):
+            try:
+                _report(context, cells, started)
+            except RunError as error:
+                if not context.failed:
+                    raise
+                watcher.note(f"no report: {error}")  # what failed before it says more
     if context.failed:
         raise _failures(context)
-    return Run(folder.path)
+    partial = [cell for cell in cells["scores"] if not context.run.is_done(cell)] if only == "scores" else []
+    if partial:
+        raise CellsFailed(
+            f"{len(partial)} of {len(cells['scores'])} pairs lack a clustering, their rows say input_failed; "
+            "run again without --only"
+        )
+    return Run(context.run.path)
+
+
+def _check_inputs(folder: RunDir, only: str | None, cells: Cells, again: tuple[str, ...]) -> None:
+    for name in READS[only] if only else ():
+        if cells[name] and (name in again or not any(map(folder.mark, cells[name]))):
+            raise RunError(
+                f"--only {only}: {folder.path} holds no result of the stage {name}; run that first, or without --only"
+            )
 
 
 class _Unused:
@@ -166,23 +180,49 @@ class _Unused:
     map: Any = None
     stream: Any = None
     points: Any = None
+    on_other_nodes: Any = None
 
 
-def _work(context: Context, stages: list[Stage], cells: Cells) -> None:
-    for stage in stages:
-        todo = context.todo(cells[stage.name])
-        there = len(cells[stage.name]) - len(todo)
-        if there:
-            context.watcher.note(f"{stage.name}: {there} of {len(cells[stage.name])} cells are there already")
-        if todo:
-            stage.run(context, todo, cells)
-        if stage.strict and context.failed:
-            raise _failures(context)
+def _work(context: Context, cells: Cells, only: str | None, again: tuple[str, ...], address: str) -> None:
+    """Freezes the grid, forgets what is to be done again, and works off what is left, on a cluster if there is anything."""
+    grid, stages = context.plan.grid, [stage for stage in STAGES if only in (None, stage.name)]
+    # What the stages read is looked at too: a result of other settings must not pass for one of these.
+    left = {
+        name: [cell for cell in cells[name] if name in again or not context.run.is_done(cell)]
+        for name in cells
+        if name in _needed_for(only)
+    }
+    if not any(left[stage.name] for stage in stages):
+        context.watcher.note(f"all {sum(map(len, cells.values()))} cells are there already")
+        _freeze(context.run, grid, cells, again)
+        return
+    asked = grid.resources
+    with connect(address, Resources(asked.workers, asked.gpus_per_worker, asked.threads, int(asked.memory))) as cluster:
+        context.watcher.note(f"working on {cluster.name}")
+        context.cluster = cluster
+        context.check_storage()
+        _freeze(context.run, grid, cells, again)
+        for direction in lexicon.skipped(context.plan):
+            context.watcher.note(f"skipped: no dictionary for {direction}, neither way; its CALIGN rows say no_lexicon")
+        for stage in stages:
+            _work_off(context, stage, cells)
+
+
+def _work_off(context: Context, stage: Stage, cells: Cells) -> None:
+    left = context.left(cells[stage.name])
+    there = len(cells[stage.name]) - len(left)
+    if there:
+        context.watcher.note(f"{stage.name}: {there} of {len(cells[stage.name])} cells are there already")
+    if left:
+        stage.run(context, left, cells)
+    if stage.strict and context.failed:
+        raise _failures(context)
 
 
 def _report(context: Context, cells: Cells, started: float) -> None:
-    finished = [cell for cell in cells["scores"] if context.run.mark(cell) and not context.has_failed(cell)]
+    finished = [cell for cell in cells["scores"] if scores.serves(context.run, cell) and not context.has_failed(cell)]
     if not finished:
+        context.run.remove(*OUTPUTS)  # they would be those of other settings
         return
     tables: dict[str, pa.Table] = scores.flatten(context.run, finished)
     described = context.run.read_json("run.json")
@@ -199,9 +239,14 @@ def _report(context: Context, cells: Cells, started: float) -> None:
     context.watcher.note(f"done in {time.perf_counter() - started:.1f} s: {context.run.path / report.PLACE}")
 
 
-def _freeze(folder: RunDir, grid: Grid, cells: Cells) -> None:
-    """Writes the grid and what it ran on; the first writing keeps its date."""
+def _freeze(folder: RunDir, grid: Grid, cells: Cells, again: tuple[str, ...]) -> None:
+    """Writes the grid and what it ran on; the first writing keeps its date. What is to be done again goes, and with it the tables."""
     held = folder.read_json("run.json") if (folder.path / "run.json").exists() else {}
+    frozen, written = folder.path / "grid.yaml", grid.to_yaml().encode()
+    if again or (frozen.exists() and frozen.read_bytes() != written):
+        folder.remove(*OUTPUTS)
+    for name in again:
+        folder.forget(name)
     libraries = ("ray", "torch", "transformers", "numpy", "numba", "pyarrow")
     described = {
         "name": grid.name,
@@ -212,7 +257,7 @@ def _freeze(folder: RunDir, grid: Grid, cells: Cells) -> None:
         "cells": {name: [cell.path for cell in of_stage] for name, of_stage in cells.items()},
     }
     folder.write_json("run.json", described)  # first: it makes the folder a run
-    folder.write_bytes("grid.yaml", grid.to_yaml().encode())
+    folder.write_bytes("grid.yaml", written)
 
 
 def _failures(context: Context) -> RaypipeError:

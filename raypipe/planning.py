@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice, pairwise
 from typing import Any
+
+import numpy as np
 
 from raypipe.grid import Grid
 from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
 from raypipe.models.words import Encoded, encode
 from raypipe.pipeline import all_cells
-from raypipe.science.occurrences import choose, length_filter
+from raypipe.science.occurrences import Places
 from raypipe.stages.concepts import memory_needed, scopes
-from raypipe.stages.corpus import read_lines
-from raypipe.stages.extract import shard_points
-from raypipe.stages.plan import Plan, corpus_file, make_plan
+from raypipe.stages.corpus import Sentences, choose_words
+from raypipe.stages.extract import naming_lines, shard_points
+from raypipe.stages.plan import Plan, make_plan
 
 Counts = dict[tuple[str, str], int]  # by model and component
+BLOCK = 4096  # sentences that are held at a time
 
 
 def estimate(grid: Grid) -> dict[str, Any]:
@@ -36,32 +41,31 @@ def estimate(grid: Grid) -> dict[str, Any]:
     pieces: Counts = defaultdict(int)
     states: Counts = defaultdict(int)  # points that the tokenizer does not lose
     for language in grid.languages:
-        sentences = [line.split() for line in read_lines(grid, language, corpus_file(grid, language))]
-        words = grid.words
-        kept = [
-            reason == "" for reason in length_filter(sentences, min_words=words.min_words, max_words=words.max_words)
-        ]
-        chosen = choose(
-            sentences,
-            kept,
-            min_freq=words.min_freq,
-            max_freq=words.max_freq,
-            del_freq=words.del_freq,
-            select=words.select,
-        )
-        languages[language] = {"sentences": len(sentences), "words": sum(map(len, sentences)), "points": len(chosen)}
-        wanted: list[list[int]] = [[] for _ in sentences]
-        for sentence, token in chosen.tolist():
-            wanted[sentence].append(token)
-        for (model, part), tokenizer, checkpoints in tokenizers:
-            encoded = _encode(plan, model, part, tokenizer, sentences, wanted)
-            pieces[model, part] += checkpoints * int(encoded.lengths.sum())
-            states[model, part] += checkpoints * len(encoded.words)
+        sentences, dropped, places = choose_words(plan.texts[language], grid.words)
+        words = 0
+        for numbers, block, wanted in _blocks(sentences, places):
+            words += sum(map(len, block))
+            for (model, part), tokenizer, checkpoints in tokenizers:
+                with naming_lines(language, numbers):
+                    encoded = _encode(plan, model, part, tokenizer, block, wanted)
+                pieces[model, part] += checkpoints * int(encoded.lengths.sum())
+                states[model, part] += checkpoints * len(encoded.words)
+        languages[language] = {"sentences": len(dropped), "words": words, "points": len(places)}
     return {
         "cells": {name: len(of_stage) for name, of_stage in cells.items()},
         "languages": languages,
         "models": {model: _of_model(plan, model, pieces, states) for model in plan.facts},
     } | _clusterings(plan, languages)
+
+
+def _blocks(sentences: Sentences, places: Places) -> Iterator[tuple[range, list[list[str]], list[list[int]]]]:
+    """The text in blocks: the sentences' numbers, their words, and the chosen tokens of each."""
+    walk, first = iter(sentences), 0
+    while block := list(islice(walk, BLOCK)):
+        numbers = range(first, first + len(block))
+        ends = np.searchsorted(places[:, 0], range(first, numbers.stop + 1))
+        yield numbers, block, [places[start:stop, 1].tolist() for start, stop in pairwise(ends)]
+        first = numbers.stop
 
 
 def _encode(

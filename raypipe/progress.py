@@ -15,7 +15,7 @@ LINE_SECONDS = 10.0  # between two plain lines of one stage
 class Silent:
     """Says nothing; for the Python API."""
 
-    def start(self, stage: str, total: int, unit: str, resumed: int) -> None:
+    def start(self, stage: str, total: int, unit: str) -> None:
         """A stage begins."""
 
     def advance(self, n: int = 1) -> None:
@@ -36,12 +36,11 @@ class Lines(Silent):
         self._stage, self._total, self._unit, self._done = "", 0, "", 0
         self._began = self._said = time.monotonic()
 
-    def start(self, stage: str, total: int, unit: str, resumed: int) -> None:
+    def start(self, stage: str, total: int, unit: str) -> None:
         """A stage begins."""
         self._stage, self._total, self._unit, self._done = stage, total, unit, 0
         self._began = self._said = time.monotonic()
-        there = f", {resumed} there already" if resumed else ""
-        self.note(f"{stage}: {total} {unit} to do{there}")
+        self.note(f"{stage}: {total} {unit} to do")
 
     def advance(self, n: int = 1) -> None:
         """Pieces are done; a line at most every `LINE_SECONDS`, and one at the end."""
@@ -78,11 +77,9 @@ class Bars(Silent):
         self._task: Any = None
         self._bars.start()
 
-    def start(self, stage: str, total: int, unit: str, resumed: int) -> None:
+    def start(self, stage: str, total: int, unit: str) -> None:
         """A stage begins."""
         self._task = self._bars.add_task(stage, total=total, unit=unit, rate="")
-        if resumed:
-            self.note(f"{stage}: {resumed} cells were there already")
 
     def advance(self, n: int = 1) -> None:
         """Pieces are done."""

@@ -73,7 +73,8 @@ class Run:
         """The labelled points of one clustering: language, sentence, token, word, concept.
 
         Args:
-            axes: model, revision, component, layer, scope (`de` or `de+en`), k, seed; each may be left out where the run has one value.
+            axes: model, revision, component, variant, layer, scope (`de` or `de+en`), k, seed; each may be left out where the
+                run has one value.
 
         Raises:
             RunError: No clustering fits, or several do; the message names what is open.
@@ -81,17 +82,31 @@ class Run:
         return self._dir.read_table(f"{self._one('concepts', axes)}/labels.parquet")
 
     def states(
-        self, model: str, revision: str, language: str, layer: int, component: str = "encoder"
+        self,
+        model: str,
+        revision: str,
+        language: str,
+        layer: int,
+        component: str = "encoder",
+        variant: str | None = None,
     ) -> tuple[pa.Table, NDArray[np.float32]]:
         """The points of one language at one layer, by sentence and token.
+
+        Args:
+            model: The grid's name of the model.
+            revision: The checkpoint.
+            language: A language of the grid.
+            layer: Layer id, 0 = embeddings.
+            component: `encoder` or `decoder`.
+            variant: Such as `v-default` or `v-mean`; may be left out where the run has one.
 
         Returns:
             The words (language, sentence, token, word) and their states, float32 [n, d], in the same order.
 
         Raises:
-            RunError: The run holds no such states.
+            RunError: The run holds no such states, or those of several variants.
         """
-        axes = {"model": model, "revision": revision, "component": component, "lang": language}
+        axes = {"model": model, "revision": revision, "component": component, "variant": variant, "lang": language}
         mark = self._dir.mark_at("extract", self._one("activations", axes).removeprefix("activations/"))
         shards = [name for name, _ in mark.receipt["shards"]] if mark else []
         points = [self._dir.read_table(name, arrow_schema("points").names) for name in shards]
@@ -99,7 +114,7 @@ class Run:
 
     def _one(self, kind: str, axes: dict[str, Any]) -> str:
         """The one finished folder below `kind` whose hive path fits the axes."""
-        stage = {"concepts": "concepts", "activations": "extract"}[kind]
+        stage, units = {"concepts": ("concepts", "clusterings"), "activations": ("extract", "extractions")}[kind]
         marks = self.path / "_done" / stage
         cells = [str(file.relative_to(marks)).removesuffix(".json") for file in sorted(marks.rglob("*.json"))]
         keys = {
@@ -118,7 +133,7 @@ class Run:
             )
         choices = {axis: sorted({keys[cell][axis] for cell in fitting}) for axis in keys[fitting[0]]}
         open_axes = "; ".join(f"{axis}: {', '.join(values)}" for axis, values in choices.items() if len(values) > 1)
-        raise RunError(f"{self.path}: {asked} fits {len(fitting)} clusterings; choose {open_axes}")
+        raise RunError(f"{self.path}: {asked} fits {len(fitting)} {units}; choose {open_axes}")
 
 
 def _plain(value: Any) -> str:

@@ -6,11 +6,13 @@ A shard without a mark does not exist. A mark carries the cell's fingerprint: st
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ import pyarrow.parquet as pq
 
 from raypipe.errors import FingerprintMismatch, RunError
 
-_MARKS, _FAILURES = "_done", "_failed"
+_MARKS, _FAILURES, _LOCK = "_done", "_failed", ".lock"
 
 
 def digest(value: Any) -> str:
@@ -118,15 +120,38 @@ class RunDir:
                 raise RunError(
                     f"{run.path}: holds the grid '{held}', not '{grid_name}'; choose another --run or rename the grid"
                 )
-        elif any(not entry.name.startswith(".probe-") for entry in run.path.iterdir()):
+        elif any(entry.name != _LOCK and not entry.match(".*.tmp") for entry in run.path.iterdir()):
             raise RunError(f"{run.path}: is not empty and not a run directory; choose another --run")
-        with _writing(run.path):
-            probe = run.path / f".probe-{secrets.token_hex(4)}.tmp"
-            probe.write_bytes(b"raypipe")
-            probe.unlink()
-            for leftover in run.path.rglob(".*.tmp"):  # a killed writer's
-                leftover.unlink(missing_ok=True)
         return run
+
+    @contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Keeps every other driver out while the block runs; the lock ends with the process that holds it, however it ends.
+
+        Raises:
+            RunError: Another driver writes here, or nothing can be written.
+        """
+        with _writing(self.path):
+            file = (self.path / _LOCK).open("a+")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read() or "another process"
+                raise RunError(
+                    f"{self.path}: {holder} is writing there; wait until it ends, or choose another --run"
+                ) from None
+            with _writing(self.path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                for leftover in self.path.rglob(".*.tmp"):  # a killed writer's
+                    leftover.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                file.truncate(0)
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
@@ -273,14 +298,16 @@ class RunDir:
         for folder in (_MARKS, _FAILURES):
             shutil.rmtree(self.path / folder / stage, ignore_errors=True)
 
+    def remove(self, *names: str) -> None:
+        """Removes files of the run that are there."""
+        with _writing(self.path):
+            for name in names:
+                (self.path / name).unlink(missing_ok=True)
+
     def failures(self) -> list[dict[str, Any]]:
         """Failed cells: {"cell", "message", "trace", "file"}, by file name."""
         found = sorted((self.path / _FAILURES).rglob("*.json"))
         return [self.read_json(str(f.relative_to(self.path))) | {"file": str(f.relative_to(self.path))} for f in found]
-
-    def count_marks(self, stage: str, paths: Sequence[str]) -> int:
-        """How many of a stage's cells, given by their paths, are finished."""
-        return sum((self.path / _MARKS / stage / f"{path}.json").is_file() for path in paths)
 
 
 @contextmanager

@@ -80,7 +80,12 @@ _COLAP_KEY = (
     Column("rule", _STR, "all, or at_least:m languages must reach theta"),
 )
 
-_REASON = Column("reason", _STR, "why a score is null or a warning stands; empty otherwise")
+_REASON = Column(
+    "reason",
+    _STR,
+    "why the figures are null (no_lexicon; input_failed: the scopes whose clustering failed) or a warning stands (no_coverage); "
+    "empty otherwise",
+)
 
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "sentences": (
@@ -127,6 +132,9 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column(
             "dropped_multiword", _I64, "dictionary entries dropped because a side has more than one word", "entries"
         ),
+        Column(
+            "dropped_duplicates", _I64, "dictionary entries dropped because a better one has the same words", "entries"
+        ),
         Column("null_calign", _F64, "mean CALIGN with the dictionary's translation lists shuffled", "fraction"),
         Column("null_sd", _F64, "standard deviation of the null draws", "fraction"),
         Column("null_max", _F64, "largest null draw", "fraction"),
@@ -157,6 +165,12 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         ),
         Column("colap", _F64, "overlapping / concepts, the headline", "fraction"),
         Column("colap_eligible", _F64, "overlapping / eligible", "fraction"),
+        *(
+            Column(f"{name}_{n}", _I32, f"{name} concepts were min_types {n}", "concepts")
+            for n in (3, 5)  # always reported beside those asked for
+            for name in ("eligible", "overlapping")
+        ),
+        Column("points", pa.list_(_I64), "points of each language of the scope, in its order", "points"),
         Column(
             "permuted_colap", _F64, "mean COLAP with the points' languages permuted: a ceiling, not a null", "fraction"
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from operator import itemgetter
 from typing import Any
 
@@ -12,40 +12,53 @@ from rich.table import Table
 
 from raypipe.results import Run, select
 from raypipe.rundir import RunDir
+from raypipe.schema import TABLES
+
+ALWAYS = {"model", "revision", "layer", "source", "target", "scope", "theta"}
+# The columns before the counts say what a row is about.
+KEYS = {m: [*takewhile(lambda name: name != "concepts", (c.name for c in TABLES[m]))] for m in ("calign", "colap")}
 
 
 def _names(text: str) -> list[str]:
     return text.split()
 
 
-CALIGN = _names(
-    "model revision source_component layer source target k seed theta concepts eligible reachable aligned "
-    "calign calign_eligible calign_reachable null_calign null_p coverage mutual reason"
+def _columns(metric: str, values: str) -> list[str]:
+    return [name if name in ALWAYS else f"{name}?" for name in KEYS[metric]] + _names(values)
+
+
+CALIGN = _columns(
+    "calign",
+    "concepts eligible reachable aligned calign calign_eligible calign_reachable null_calign null_p coverage mutual reason?",
 )
-COLAP = _names(
-    "model revision component layer scope k seed theta concepts eligible overlapping overlapping_excl_shared colap permuted_colap reason"
-)
-ALIGNED = _names(
-    "model revision source_component layer source target k seed theta source_concept target_concept matched fraction words"
-)
-SETTING = _names("model revision source_component layer source target k seed theta translations min_types size_ratio")
-SUMMARY = _names("model revision component source target layer theta calign null_calign coverage colap ceiling reason")
+COLAP = _columns("colap", "concepts eligible overlapping overlapping_excl_shared colap permuted_colap reason?")
+ALIGNED = _columns("calign", "source_concept target_concept matched fraction words")
+SUMMARY = _names("model revision component source target layer calign null_calign coverage colap ceiling reason")
 PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 def rows_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], title: str = "") -> Table:
-    """Rows as a rich table."""
-    table = Table(title=title or None, title_justify="left")
+    """Rows as a rich table; a column written `name?` stands in the title where all rows have one value of it."""
+    shown, said = [], [title] if title else []
     for column in columns:
-        numeric = any(isinstance(row.get(column), int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        name = column.removesuffix("?")
+        values = {row[name] for row in rows} if name != column else ()
+        if name == column or len(values) > 1:
+            shown.append(name)
+        else:
+            said += [f"{name} {_text(value)}" for value in values if value not in (None, "")]
+    table = Table(title=", ".join(said) or None, title_justify="left")
+    for name in shown:
+        numeric = any(isinstance(row.get(name), int | float) for row in rows)
+        # Long names break at their underscores, which keeps columns of short numbers narrow.
+        table.add_column(name.replace("_", "_\n"), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_text(row.get(column)) for column in columns))
+        table.add_row(*(_text(row.get(name)) for name in shown))
     return table
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # noqa: PLR0124 - NaN
         return "–"
     text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
     return text.replace("[", r"\[")
@@ -79,43 +92,42 @@ def aligned(
     rows = of_pair(table.to_pylist(), pair)
     for row in rows:
         row["words"] = ", ".join(f"{p['source']}={p['target']}" for p in row["word_pairs"])
-    settings = groupby(rows, key=itemgetter(*SETTING))  # the table holds each setting's rows together
+    settings = groupby(rows, key=itemgetter(*KEYS["calign"]))  # the table holds each setting's rows together
     return [row for _, mine in settings for row in sorted(mine, key=lambda r: (-r["fraction"], -r["matched"]))]
 
 
 def summary(run: Run) -> Table:
-    """The result of a run: per model, component and direction the best layer of the last revision, with its references."""
-    calign, colap = run.calign().to_pylist(), run.colap().to_pylist()
-    theta = max((row["theta"] for row in calign), default=0)
-    last = {name: _last_revision(calign, name) for name in {row["model"] for row in calign}}
-    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in calign:
-        if row["theta"] == theta and row["revision"] == last[row["model"]]:
-            key = (row["model"], row["source_component"], row["source"], row["target"])
-            found.setdefault(key, []).append(row)
-    rows = []
-    for mine in found.values():
-        best = max(mine, key=lambda r: (r["calign"] is not None, r["calign"] or 0.0, -r["layer"]))
-        best["component"] = best["source_component"]
-        scope = "+".join(sorted((best["source"], best["target"])))
-        same = ("model", "revision", "component", "layer", "k", "seed")
-        joint: dict[str, Any] = next(
-            (r for r in colap if r["scope"] == scope and all(r[a] == best[a] for a in same)), {}
-        )
-        rows.append(best | {"colap": joint.get("colap"), "ceiling": joint.get("permuted_colap")})
-    title = "best layer of the last revision (null: shuffled dictionary; ceiling: permuted languages)"
-    return rows_table(rows, SUMMARY, title)
+    """The result of a run: per model, component and direction the best layer of the last revision, with its references.
 
+    Settings are fixed at the report's opening ones and seeds are averaged; the title names them.
+    """
+    from raypipe.web import frames  # pandas: only where it is needed
 
-def _last_revision(rows: list[dict[str, Any]], model: str) -> str | None:
-    """The last revision of a model in grid order, random weights only where there are no others; None without any."""
-    seen: list[str] = list(dict.fromkeys(row["revision"] for row in rows if row["model"] == model))
-    trained = [revision for revision in seen if not revision.startswith("random:")] or seen
-    return trained[-1] if trained else None
+    calign = run.calign()
+    scored = frames.scores({"calign": calign, "colap": run.colap()})
+    axes = frames.settings(scored)
+    rows = [
+        row | {"model": row["name"], "calign": row["value"], "null_calign": row["ref"]}
+        for row in frames.best_layers(scored, axes)
+    ]
+    if not rows:
+        return rows_table([], SUMMARY, "no direction has a row of CALIGN")
+
+    def fixed(metric: str) -> str:
+        own = [axis for axis in axes[metric] if axis.column in frames.OWN[metric]]
+        return ", ".join(f"{axis.column} {axis.opening}" for axis in own)
+
+    shared = [a for a in axes["calign"] if a.column in frames.SHARED and (a.column == "k" or len(a.values) > 1)]
+    seeds = calign.column("seed").unique().to_pylist()
+    averaged = f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    also = ", ".join([*(f"{axis.column} {axis.opening}" for axis in shared), averaged])
+    title = f"best layer of the last revision at {fixed('calign')}, {also}"
+    title += f"; COLAP at {fixed('colap')}" if "colap" in axes else ""
+    return rows_table(rows, SUMMARY, f"{title} (null: shuffled dictionary; ceiling: permuted languages)")
 
 
 def status(run: Run) -> dict[str, Any]:
-    """How far a run is: cells planned, done and failed per stage, and the failures."""
+    """How far a run is: cells planned, done, partial (scored without a clustering that failed) and failed per stage."""
     folder = RunDir.open(run.path)
     described = folder.read_json("run.json")
     planned = {f"_failed/{stage}/{path}.json" for stage, paths in described["cells"].items() for path in paths}
@@ -123,7 +135,9 @@ def status(run: Run) -> dict[str, Any]:
     stages = {}
     for stage, paths in described["cells"].items():
         failed = sum(failure["file"].startswith(f"_failed/{stage}/") for failure in failures)
-        stages[stage] = {"planned": len(paths), "done": folder.count_marks(stage, paths), "failed": failed}
+        marks = [mark for path in paths if (mark := folder.mark_at(stage, path))]
+        partial = sum(mark.receipt.get("missing", 0) > 0 for mark in marks)
+        stages[stage] = {"planned": len(paths), "done": len(marks) - partial, "partial": partial, "failed": failed}
     listed = [{name: failure[name] for name in ("cell", "message", "file")} for failure in failures]
     report = str(run.report) if run.report.is_file() else None
     return {

@@ -63,6 +63,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         code = end.value.code
         return Done(code if isinstance(code, int) else 0, *capsys.readouterr())
 
-    terminate = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield call
-    signal.signal(signal.SIGTERM, terminate)
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -96,6 +96,11 @@ class Desk:
         """Whether the run holds score tables or a report."""
         return (self.run_dir / "scores").exists() or (self.run_dir / "report").exists()
 
+    def reasons(self) -> set[str]:
+        """Why the rows of the score tables have no figures; empty for those that have."""
+        run = open_run(self.run_dir)
+        return {row["reason"] for table in (run.calign(), run.colap()) for row in table.to_pylist()}
+
 
 @pytest.fixture
 def desk(world: tiny_world.World, tmp_path: Path, command: Command) -> Desk:
@@ -178,7 +183,7 @@ def test_weights_that_are_cut_off(desk: Desk) -> None:
     weights = desk.path / "model/step-2/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     desk.fails(r"^extract .*/lang=en: model 'tiny', revision 'step-2': the weights cannot be loaded: ")
-    assert not desk.has_scores()
+    assert desk.reasons() == {"input_failed: de, en", "input_failed: de+en"}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -193,10 +198,9 @@ def test_states_that_are_not_finite(desk: Desk, value: float) -> None:
         r"\(sentence 0, token 0\) at layer 1 is not finite in float32; compute in float32, or check the weights"
     )
     stages = [line.split()[0] for line in lines]
-    assert stages == ["extract"] * 2 + ["concepts"] * 3 + ["scores"]  # causes come first
+    assert stages == ["extract"] * 2 + ["concepts"] * 3  # causes come first
     assert "its input failed: extract tiny step-2 encoder v-default en" in lines[4]
-    assert "its input failed: there are no concepts to score" in lines[5]
-    assert not desk.has_scores()
+    assert desk.reasons() == {"input_failed: de, en", "input_failed: de+en"}
     assert not (desk.run_dir / "activations").exists() or not list((desk.run_dir / "activations").rglob("*.parquet"))
 
 
@@ -206,7 +210,7 @@ def test_states_that_overflow_their_format(desk: Desk) -> None:
     weights["encoder.layer.0.output.LayerNorm.weight"] += np.float32(1e6)
     save_file(weights, file, metadata={"format": "pt"})
     desk.fails(r"^extract .*: states of .* overflow float16; set dtype\.store: float32", dtype={"store": "float16"})
-    assert not desk.has_scores()
+    assert desk.reasons() == {"input_failed: de, en", "input_failed: de+en"}
 
 
 # --- concepts
@@ -220,21 +224,22 @@ def test_more_concepts_than_points_names_the_scope(desk: Desk) -> None:
     )
     assert [re.findall(r"scope=([\w+]+)", line)[0] for line in lines] == ["de", "en"]
     run = open_run(desk.run_dir)
-    assert set(run.calign()["k"].to_pylist()) == {6}
-    assert set(run.colap()["k"].to_pylist()) == {6, 300}
+    assert {(row["k"], row["reason"]) for row in run.calign().to_pylist()} == {(6, ""), (300, "input_failed: de, en")}
+    assert {(row["k"], row["reason"]) for row in run.colap().to_pylist()} == {(6, ""), (300, "")}
 
 
 def test_a_failed_clustering_that_comes_later_is_scored_then(desk: Desk) -> None:
     """Memory is no part of a cell's fingerprint: the pair's score must still not count as done."""
     tight = {"workers": 1, "memory": "1KiB"}
     desk.fails(r"^concepts .*: needs .* GiB over 1 workers; raise resources\.workers or", resources=tight)
-    assert not desk.has_scores()
+    assert desk.reasons() == {"input_failed: de, en", "input_failed: de+en"}
     joint = {"workers": 1, "memory": "40KiB"}  # one language's points fit, those of both do not
     desk.fails(r"^concepts .*/scope=de\+en/.*: needs .* GiB over 1 workers", resources=joint)
-    assert open_run(desk.run_dir).colap().num_rows == 0
-    assert open_run(desk.run_dir).calign().num_rows == 4
-    assert desk.run().code == 0
-    assert open_run(desk.run_dir).colap().num_rows == 1
+    assert desk.reasons() == {"", "input_failed: de+en"}
+    assert "scores: 1 of 1 pairs lack a clustering; those rows say input_failed" in desk.run(resources=joint).err
+    done = desk.run()
+    assert (done.code, desk.reasons()) == (0, {""})
+    assert "lack a clustering" not in done.err
     marks = {file: file.stat().st_mtime_ns for file in (desk.run_dir / "_done").rglob("*.json")}
     assert "cells are there already" in desk.run().err
     assert marks == {file: file.stat().st_mtime_ns for file in (desk.run_dir / "_done").rglob("*.json")}
@@ -307,8 +312,8 @@ def test_a_disk_that_fills_up(desk: Desk) -> None:
     lines = desk.fails(r"^extract .*/part-00000\.parquet: cannot be written \(.*large.*\); free space or choose")
     desk.largest_file = unlimited
     assert not list(desk.run_dir.rglob("part-*"))
-    assert not desk.has_scores()
-    assert len(lines) == 2 + 3 + 1
+    assert desk.reasons() == {"input_failed: de, en", "input_failed: de+en"}
+    assert len(lines) == 2 + 3
     assert desk.run().code == 0
     assert not (desk.run_dir / "_failed").exists() or not RunDir.open(desk.run_dir).failures()
 
@@ -319,7 +324,7 @@ def test_a_disk_that_is_full_from_the_start(desk: Desk) -> None:
     desk.largest_file = unlimited
     assert done.code == 1
     assert re.fullmatch(r".*/run/run\.json: cannot be written \(File too large\); free space or .*", done.error)
-    assert not [file for file in desk.run_dir.rglob("*") if file.is_file()]
+    assert [file.name for file in desk.run_dir.rglob("*") if file.is_file()] == [".lock"]
     assert desk.run().code == 0
 
 

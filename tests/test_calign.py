@@ -336,6 +336,10 @@ def test_one_structure_serves_every_threshold(seed):
         alone = Cooccurrence(source, target, dictionary, [t.translations]).evaluate(t, rows=True)
         assert prepared.evaluate(t, rows=True) == alone
         assert prepared.evaluate(t).rows == ()
+    loose, strict = (prepared.evaluate(AlignThresholds(theta, 10, 1, "0"), rows=True).rows for theta in ("0.2", "0.5"))
+    same = {(row.source_concept, row.target_concept): row for row in loose}
+    assert all(row is same[row.source_concept, row.target_concept] for row in strict)  # held once for all settings
+    assert strict
 
 
 def test_null_permutes_lists_among_covered_words():

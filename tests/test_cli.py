@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from raypipe.cli import FLAGS, app
 from raypipe.errors import CellsFailed
 from raypipe.grid import Grid
 from raypipe.gridfile import load_grid
-from raypipe.show import sized
+from raypipe.schema import TABLES
+from raypipe.show import KEYS, rows_table, sized
 
 Command = Callable[..., Done]
 NAMES = [command.callback.__name__ for command in app.registered_commands if command.callback]
@@ -299,9 +302,12 @@ def test_large_numbers_for_people(count: float, text: str) -> None:
 def test_a_run_prints_its_result(grid_file: Path, tmp_path: Path, monkeypatch: Any, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--model", "tiny@step-2", "--model", "tiny@random:7", "--languages", "en,de", "--address", "inprocess"]
-    done = command("run", grid_file, *flags, "--set", "concepts.seeds=0")
+    done = command("run", grid_file, *flags)
     assert done.code == 0
-    assert "best layer of the last revision" in done.out
+    assert (
+        "best layer of the last revision at theta 0.8, translations 10, min_types 2, size_ratio 0.6, k 6, mean of 2 seeds;"
+        " COLAP at theta 0.3, min_types 1, rule all (null:"
+    ) in " ".join(done.out.split())
     rows = [line.split("│")[1:-1] for line in done.out.splitlines() if line.startswith("│")]
     assert [[cell.strip() for cell in row[:5]] for row in rows] == [
         ["tiny", "step-2", "encoder", "en", "de"],
@@ -312,8 +318,10 @@ def test_a_run_prints_its_result(grid_file: Path, tmp_path: Path, monkeypatch: A
     calign = [row for row in raypipe.open_run("runs/tiny").calign().to_pylist() if row["theta"] == 0.8]
     for row, direction in zip(rows, (("en", "de"), ("de", "en")), strict=True):
         mine = [r for r in calign if r["revision"] == "step-2" and (r["source"], r["target"]) == direction]
-        assert float(row[7]) == pytest.approx(max(r["calign"] for r in mine), abs=5e-4)
-    again = command("run", grid_file, *flags, "--set", "concepts.seeds=0")
+        means = {layer: fmean(r["calign"] for r in mine if r["layer"] == layer) for layer in (1, 3)}
+        best = max(means, key=lambda layer: (means[layer], -layer))
+        assert [float(text) for text in row[5:7]] == pytest.approx([best, means[best]], abs=5e-4)
+    again = command("run", grid_file, *flags)
     assert again.out == done.out
     assert "cells are there already" in again.err
 
@@ -325,7 +333,7 @@ def test_one_stage_alone_and_from_one_stage_on(
     where = ["run", grid_file, "--run", run, "--address", "inprocess"]
     done = command(*where, "--only", "corpus")
     assert (done.code, done.out) == (0, "")
-    assert sorted(path.name for path in run.iterdir()) == ["_done", "corpus", "grid.yaml", "run.json"]
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "_done", "corpus", "grid.yaml", "run.json"]
     shutil.rmtree(run)
     shutil.copytree(finished, run)
     for stage, built_on in (("concepts", {"concepts", "scores"}), ("lexicon", {"lexicon", "scores"})):
@@ -353,7 +361,9 @@ def test_status_of_a_finished_run(finished: Path, grid_file: Path, command: Comm
     found = printed(command("status", finished, "--json"))
     planned = printed(command("plan", grid_file, "--json"))["cells"]
     assert found["name"] == "tiny"
-    assert found["stages"] == {stage: {"planned": n, "done": n, "failed": 0} for stage, n in planned.items()}
+    assert found["stages"] == {
+        stage: {"planned": n, "done": n, "partial": 0, "failed": 0} for stage, n in planned.items()
+    }
     assert found["failures"] == []
     assert found["report"] == str(finished / "report/index.html")
     text = command("status", finished).out
@@ -364,8 +374,13 @@ def test_status_of_a_finished_run(finished: Path, grid_file: Path, command: Comm
 def test_status_names_failures(partial: Path, command: Command) -> None:
     found = printed(command("status", partial, "--json"))
     revisions = 3
-    assert found["stages"]["concepts"] == {"planned": revisions * 3 * 2, "done": revisions * 4, "failed": revisions * 2}
-    assert found["stages"]["scores"] == {"planned": revisions, "done": revisions, "failed": 0}
+    assert found["stages"]["concepts"] == {
+        "planned": revisions * 3 * 2,
+        "done": revisions * 4,
+        "partial": 0,
+        "failed": revisions * 2,
+    }
+    assert found["stages"]["scores"] == {"planned": revisions, "done": 0, "partial": revisions, "failed": 0}
     assert len(found["failures"]) == revisions * 2
     failure = found["failures"][0]
     assert set(failure) == {"cell", "message", "file"}
@@ -411,6 +426,45 @@ def test_show_filters_scores(
     assert printed(command("show", finished, what, *flags, "--json")) == expected
     text = command("show", finished, what, *flags).out
     assert sum(line.startswith("│") for line in text.splitlines()) == len(expected)
+
+
+def test_show_names_every_setting(finished: Path, command: Command) -> None:
+    """A setting with several values is a column, one with a single value stands in the title."""
+    said = {
+        "calign": "source_component encoder, target_component encoder, variant v-default, semantics default, "
+        "algorithm kmeans, k 6, translations 10, min_types 2, size_ratio 0.6",
+        "colap": "component encoder, variant v-default, semantics default, languages 2, algorithm kmeans, k 6, min_types 1, rule all",
+    }
+    for what, values in said.items():
+        title, _, table = command("show", finished, what, "--pair", "en-de").out.partition("┏")
+        assert " ".join(title.split()) == values
+        header = "".join(table.split("┡")[0].split()).replace("┃", " ")
+        assert " seed theta concepts " in header
+    assert "reason" not in command("show", finished, "calign", "--pair", "en-de").out
+    assert "reason no_lexicon" in " ".join(command("show", finished, "calign", "--pair", "de-fr").out.split())
+
+
+def test_a_table_for_people() -> None:
+    rows = [
+        {"name": "[a]", "k": 1, "seed": 0, "why": "", "size_ratio": 0.25},
+        {"name": "b", "k": 1, "seed": 1, "why": ""},
+    ]
+    table = rows_table(
+        [row | {"size_ratio": math.nan} for row in rows], ["name", "k?", "seed?", "why?", "size_ratio"], "what"
+    )
+    assert table.title == "what, k 1"
+    assert [column.header for column in table.columns] == ["name", "seed", "size_\nratio"]
+    assert [list(column.cells) for column in table.columns] == [[r"\[a]", "b"], ["0", "1"], ["–", "–"]]
+    table = rows_table(rows[:1], ["name", "k?", "seed?", "why?", "size_ratio?"])
+    assert table.title == "k 1, seed 0, size_ratio 0.25"
+
+
+@pytest.mark.parametrize("metric", ["calign", "colap"])
+def test_every_key_column_is_known(metric: str) -> None:
+    """The key is what the table of scores shares with the table of concepts, and the thresholds."""
+    known = {c.name for c in TABLES["aligned" if metric == "calign" else "overlap"]} - {"points", "types", "share"}
+    assert (known & {c.name for c in TABLES[metric]}) | {"theta", "min_types"} <= set(KEYS[metric])
+    assert not {"calign", "colap", "concepts", "reason"} & set(KEYS[metric])
 
 
 def test_show_concepts(finished: Path, command: Command) -> None:

@@ -154,6 +154,40 @@ def test_local_ray_is_silent_about_lost_workers_and_leaves_nothing_behind(tmp_pa
 
 
 @pytest.mark.ray
+def test_every_other_node_with_room_for_a_worker_is_visited(tmp_path):
+    """A head without CPUs drives two nodes that can hold a worker and one that cannot."""
+    code = """
+import os, ray
+from ray.cluster_utils import Cluster
+from raypipe.cluster import connect
+from raypipe.cluster.protocol import Failure, Resources
+
+def where(item):
+    if item == "fail":
+        raise ValueError("not here")
+    return {"node": ray.get_runtime_context().get_node_id(), "item": item}
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=cpus) for cpus in (2, 2, 1)]
+try:
+    with connect(cluster.address, Resources(1, 0, 2, 0)) as place:
+        found = list(place.on_other_nodes(where, 7))
+        print(sorted(answer["node"] for _, answer in found) == sorted(node.node_id for node in nodes[:2]))
+        print([address for address, _ in found], {answer["item"] for _, answer in found})
+        print([answer.message for _, answer in place.on_other_nodes(where, "fail")])
+finally:
+    cluster.shutdown()
+"""
+    done = run_script(code, tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    same, found, failed = done.stdout.splitlines()[-3:]
+    assert same == "True"
+    assert found.endswith("{7}")
+    assert found.count(".") == 6
+    assert failed == "['ValueError: not here', 'ValueError: not here']"
+
+
+@pytest.mark.ray
 def test_ctrl_c_ends_pending_work_and_all_processes(tmp_path):
     code = f"""
         import os, signal, threading, time

@@ -110,8 +110,11 @@ def test_excluding_shared_strings_only_takes_concepts_away():
     data = words, [0] * 11 + [1, 1, 2, 2, 2], languages
     found = colap(*data)
     assert (found.overlapping_concepts, found.overlapping_excl_shared) == ((1, 2), 2)
+    # Types: 3 (x and a in en, A in de), 2, 3; two concepts have at least 3, one of which overlaps, and none has 5.
+    assert found.beside == {3: (2, 1), 5: (0, 0)}
     found = colap(*data, min_types=3)
     assert (found.eligible, found.overlapping_concepts, found.overlapping_excl_shared) == (2, (2,), 0)
+    assert found.beside == {3: (2, 1), 5: (0, 0)}
     # A language of shared strings only has nothing left; no share is then reached.
     assert colap(["x", "y", "x"], [0, 0, 0], ["en", "en", "de"], balance="reweight").overlapping_excl_shared == 0
 
@@ -212,6 +215,14 @@ def test_files_give_what_the_plain_counts_give(path, points, theta, min_types, b
     found = colap(*data, theta=theta, min_types=min_types, balance="reweight" if balance else "none")
     expected = naive_colap(text, 100, theta, min_types, False, balance)
     assert (found.overlapping_concepts, found.overlapping_excl_shared) == expected
+    entries = Counter(c for c, _, _ in {(c, side, w) for w, c, side in points})
+    assert found.beside == {
+        n: (
+            sum(count >= n for count in entries.values()),
+            len(naive_colap(text, 100, theta, n, False, balance)[0]),
+        )
+        for n in (3, 5)
+    }
     percent = str(100 * Fraction(theta))
     found = colap(*data, theta=percent, official=True)
     assert (found.overlapping_concepts, found.overlapping_excl_shared) == naive_colap(

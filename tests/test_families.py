@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from operator import attrgetter
@@ -13,9 +14,16 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import FAMILIES as TINY
-from tiny_models import SENTENCES, save_m2m100_tokenizer, save_model
+from tiny_models import SENTENCES, save_m2m100_tokenizer, save_model, unigram
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    MBart50Tokenizer,
+    MBartTokenizer,
+    NllbTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.m2m_100.modeling_m2m_100 import shift_tokens_right as m2m100_shift
 from transformers.models.mbart.modeling_mbart import shift_tokens_right as mbart_shift
 
@@ -25,8 +33,8 @@ from raypipe.models.families import FAMILIES
 from raypipe.models.layers import check_layers
 from raypipe.models.load import load_model
 from raypipe.models.locate import Checkpoint, checkpoints, facts
-from raypipe.models.states import Extractor, word_states
-from raypipe.models.words import Encoded, Lost
+from raypipe.models.states import Extractor, States, word_states
+from raypipe.models.words import Encoded, Lost, LostSentence
 
 WITH_BOTH = ("m2m_100", "mbart", "mt5", "t5")
 DECODERS_ALONE = ("bloom", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "qwen2", "qwen3")
@@ -85,38 +93,91 @@ def shifted(kind: str, model: Any, ids: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(m2m100_shift(ids, model.config.pad_token_id, model.config.decoder_start_token_id))
 
 
+def _gated(block: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(block.mlp.act_fn(block.mlp.gate_proj(x)) * block.mlp.up_proj(x))
+
+
+def _t5(block: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.relu(block.layer[-1].DenseReluDense.wi(x))
+
+
+def _mt5(block: Any, x: torch.Tensor) -> torch.Tensor:
+    inner = block.layer[-1].DenseReluDense
+    return torch.as_tensor(torch.nn.functional.gelu(inner.wi_0(x), approximate="tanh") * inner.wi_1(x))
+
+
+def _modernbert(block: Any, x: torch.Tensor) -> torch.Tensor:
+    value, gate = block.mlp.Wi(x).chunk(2, dim=-1)
+    return torch.as_tensor(block.mlp.act(value) * gate)
+
+
+# The module that opens a block's feed-forward, and the neurons from what it reads, written out.
+NEURONS: dict[str, tuple[str, Callable[[Any, torch.Tensor], torch.Tensor]]] = {
+    **dict.fromkeys(TINY, ("mlp.up_proj", _gated)),
+    **dict.fromkeys(
+        ("bert", "camembert", "roberta", "xlm-roberta"),
+        ("intermediate.dense", lambda block, x: torch.nn.functional.gelu(block.intermediate.dense(x))),
+    ),
+    **dict.fromkeys(("m2m_100", "mbart"), ("fc1", lambda block, x: block.activation_fn(block.fc1(x)))),
+    "bloom": ("mlp.dense_h_to_4h", lambda block, x: block.mlp.gelu_impl(block.mlp.dense_h_to_4h(x))),
+    "distilbert": ("ffn.lin1", lambda block, x: torch.nn.functional.gelu(block.ffn.lin1(x))),
+    "gpt2": ("mlp.c_fc", lambda block, x: torch.nn.functional.gelu(block.mlp.c_fc(x), approximate="tanh")),
+    "modernbert": ("mlp.Wi", _modernbert),
+    "mt5": ("wi_0", _mt5),
+    "t5": ("wi", _t5),
+}
+
+
 class Read(NamedTuple):
-    """A sentence read by transformers alone: states of each layer [T, D], and the first position of its pieces there."""
+    """A sentence read by transformers alone: states of each layer [T, D], neurons of each block [T, F], where pieces start."""
 
     layers: list[np.ndarray]
+    neurons: list[np.ndarray]
     start: int
 
 
 def naive_read(
     kind: str, part: str, path: Path, words: list[str], source: str, *, norm: bool, other: list[str]
 ) -> Read:
-    tokenizer, model = untouched(path)
+    tokenizer, _ = untouched(path)
+    ids = tokenizer(" ".join(words))["input_ids"]
+    line = ids
+    if source == "pair":
+        line = tokenizer(" ".join(other))["input_ids"]
+    elif source == "empty":
+        line = ids[-2:] if kind == "mbart" else ids[-1:]  # '</s> __en__', or '</s>'
+    return naive_run(kind, part, path, ids, line, norm=norm)
+
+
+def naive_run(kind: str, part: str, path: Path, row: list[int], line: list[int], *, norm: bool = True) -> Read:
+    """One row, and for a decoder beside an encoder that one's line, through the whole model; neurons by formula."""
+    _, model = untouched(path)
     place = FAMILIES[kind].parts[part].norm
     parent, _, name = ("." + (place or "")).rpartition(".")
     holder = attrgetter(parent[1:])(model) if parent[1:] else model
-    ids = torch.tensor([tokenizer(" ".join(words))["input_ids"]])
-    kept = getattr(holder, name, None)
+    kept, ids = getattr(holder, name, None), torch.tensor([row])
     if place and not norm:
         setattr(holder, name, torch.nn.Identity())
+    opens, formula = NEURONS[kind]
+    blocks, inputs, hooks = attrgetter(FAMILIES[kind].parts[part].blocks)(model), [], []
+    for block in blocks:
+        module = next(module for name, module in block.named_modules() if name.endswith(opens))
+        hooks.append(module.register_forward_pre_hook(lambda _, args: inputs.append(args[0])))
     try:
         with torch.no_grad():
             if kind not in WITH_BOTH:
-                return Read(_arrays(model(ids, output_hidden_states=True).hidden_states), 0)
-            if part == "encoder":
+                layers, start = model(ids, output_hidden_states=True).hidden_states, 0
+            elif part == "encoder":
                 out = model(ids, decoder_input_ids=ids, output_hidden_states=True)
-                return Read(_arrays(out.encoder_hidden_states), 0)
-            line = ids
-            if source == "pair":
-                line = torch.tensor([tokenizer(" ".join(other))["input_ids"]])
-            elif source == "empty":
-                line = ids[:, -2:] if kind == "mbart" else ids[:, -1:]  # '</s> __en__', or '</s>'
-            out = model(line, decoder_input_ids=shifted(kind, model, ids), output_hidden_states=True)
-            return Read(_arrays(out.decoder_hidden_states), 1)
+                layers, start = out.encoder_hidden_states, 0
+            else:
+                fed = shifted(kind, model, ids)
+                out = model(torch.tensor([line]), decoder_input_ids=fed, output_hidden_states=True)
+                layers, start = out.decoder_hidden_states, 1
+            for hook in hooks:
+                hook.remove()
+            neurons = [formula(block, x) for block, x in zip(blocks, inputs, strict=True)]
+            return Read(_arrays(layers), _arrays(neurons), start)
     finally:
         if place and not norm:
             setattr(holder, name, kept)
@@ -150,11 +211,12 @@ def naive(
     return np.array(rows)
 
 
+def all_states(extractor: Extractor, encoded: Encoded, budget: int) -> States:
+    return extractor.run(encoded, plan_batches(encoded.lengths, max(budget, encoded.lengths.max())))
+
+
 def run(extractor: Extractor, encoded: Encoded, budget: int) -> np.ndarray:
-    found = np.full((len(encoded.words), len(extractor.layers), extractor.width), np.nan, np.float32)
-    for rows in plan_batches(encoded.lengths, max(budget, encoded.lengths.max())):
-        found[encoded.words_of(rows)] = extractor(encoded.take(rows))
-    return found
+    return all_states(extractor, encoded, budget).words.swapaxes(0, 1)
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -171,6 +233,164 @@ def test_states_equal_one_sentence_at_a_time(saved: dict[str, Path], kind: str, 
             extractor = Extractor(one(saved[kind]), layers=layers, pooling=pooling, component=part, decoder_state=state)
             found = run(extractor, extractor.encode(TEXT), budget)
             assert_close(found, naive(kind, part, saved[kind], pooling, layers, state=state))
+
+
+def naive_sentence(
+    reads: list[tuple[Read, list[int]]], state: str, layers: list[int]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Means of states and largest neurons over the places of pieces that count in each read, by loops."""
+    places = [(read, place + read.start - (state == "predict")) for read, pieces in reads for place in pieces]
+    places = [(read, place) for read, place in places if place >= 0]
+    means = [sum(read.layers[layer][place] for read, place in places) / len(places) for layer in layers]
+    peaks = [
+        np.max([read.neurons[layer - 1][place] for read, place in places], axis=0) for layer in layers if layer > 0
+    ]
+    return means, peaks
+
+
+def assert_sentences(found: States, expected: list[tuple[list[np.ndarray], list[np.ndarray]]]) -> None:
+    assert found.sentences is not None
+    assert found.neurons is not None
+    assert found.sentence.tolist() == list(range(len(expected)))
+    assert_close(found.sentences.swapaxes(0, 1), np.array([means for means, _ in expected]))
+    assert_close(found.neurons.swapaxes(0, 1), np.array([peaks for _, peaks in expected]))
+
+
+@pytest.mark.parametrize(("kind", "part"), PARTS)
+def test_sentences_and_neurons_equal_one_sentence_at_a_time(saved: dict[str, Path], kind: str, part: Any) -> None:
+    tokenizer, _ = untouched(saved[kind])
+    states: list[Any] = ["read", "predict"] if part == "decoder" else ["read"]
+    for state in states:
+        layers = [3, 0, 1]
+        extractor = Extractor(
+            one(saved[kind]), layers=layers, component=part, decoder_state=state, also=("neurons", "sentences")
+        )
+        assert (extractor.neuron_layers, extractor.neurons) == ((3, 1), 64 if kind in ("bloom", "gpt2") else 24)
+        expected = []
+        for words in TEXT:
+            ids = tokenizer(" ".join(words), return_special_tokens_mask=True)
+            pieces = [place for place, special in enumerate(ids["special_tokens_mask"]) if not special]
+            read = naive_run(kind, part, saved[kind], ids["input_ids"], ids["input_ids"])
+            expected.append(naive_sentence([(read, pieces)], state, layers))
+        encoded = extractor.encode(TEXT)
+        for budget in (1, 90, 4096):
+            found = all_states(extractor, encoded, budget)
+            assert_sentences(found, expected)
+            assert_close(found.words.swapaxes(0, 1), naive(kind, part, saved[kind], "last", layers, state=state))
+        # Sentences are read whole, whatever words are wanted of them.
+        some = extractor.encode(TEXT, [[1], [], [], [0], [], []])
+        assert_sentences(all_states(extractor, some, 90), expected)
+        assert [*some.words, *(TEXT[lost.sentence][lost.token] for lost in some.lost)] == [TEXT[0][1], TEXT[3][0]]
+
+
+@pytest.mark.parametrize(("kind", "part"), PARTS)
+def test_sentences_in_windows_count_each_piece_once(saved: dict[str, Path], kind: str, part: Any) -> None:
+    tokenizer, _ = untouched(saved[kind])
+    states: list[Any] = ["read", "predict"] if part == "decoder" else ["read"]
+    for state in states:
+        extractor = Extractor(
+            one(saved[kind]), layers=[2, 4], component=part, decoder_state=state, also=("sentences", "neurons")
+        )
+        extractor.facts = replace(extractor.facts, max_pieces=13)
+        expected = []
+        for words in TEXT[:3]:
+            ids = tokenizer(" ".join(words), return_special_tokens_mask=True)
+            special = ids["special_tokens_mask"]
+            opening, count = special.index(0), special.count(0)
+            room = 13 - len(special) + count
+            starts = [0] if count <= room else [*range(0, count - room, room // 2), count - room]
+            margins = [
+                [min(piece - start, start + room - 1 - piece) if count > room else 0 for start in starts]
+                for piece in range(count)
+            ]
+            owner = [margin.index(max(margin)) for margin in margins]
+            reads = []
+            for window, start in enumerate(starts):
+                body = ids["input_ids"][opening:][:count][start : start + room]
+                row = [*ids["input_ids"][:opening], *body, *ids["input_ids"][opening + count :]]
+                assert len(row) <= 13
+                pieces = [opening + piece - start for piece in range(count) if owner[piece] == window]
+                reads.append((naive_run(kind, part, saved[kind], row, row), pieces))
+            expected.append(naive_sentence(reads, state, [2, 4]))
+        encoded = extractor.encode(TEXT[:3], long_sentences="window")
+        assert len(encoded.ids) > 4
+        for budget in (1, 50):
+            assert_sentences(all_states(extractor, encoded, budget), expected)
+        # Windows that hold no wanted word are read for the sentence.
+        few = extractor.encode(TEXT[:3], [[len(words) - 1] for words in TEXT[:3]], long_sentences="window")
+        assert_sentences(all_states(extractor, few, 50), expected)
+
+
+def test_what_is_not_asked_for_is_not_read(saved: dict[str, Path]) -> None:
+    checkpoint = one(saved["bert"])
+    alone, sentences, neurons, both = (
+        Extractor(checkpoint, layers=[1, 2], also=also)
+        for also in ((), ("sentences",), ("neurons",), ("neurons", "sentences"))
+    )
+    encoded = both.encode(TEXT)
+    every = all_states(both, encoded, 200)
+    of_words = all_states(alone, alone.encode(TEXT), 200)
+    assert (of_words.sentence.tolist(), of_words.sentences, of_words.neurons) == ([], None, None)
+    assert (of_words.words == every.words).all()
+    assert (all_states(alone, encoded, 200).words == every.words).all()
+    one_of_two = all_states(sentences, encoded, 200)
+    assert (one_of_two.sentences == every.sentences).all()
+    assert one_of_two.neurons is None
+    other = all_states(neurons, encoded, 200)
+    assert (other.neurons == every.neurons).all()
+    assert other.sentences is None
+    assert (both(encoded) == every.words.swapaxes(0, 1)).all()
+
+
+def test_rows_of_a_sentence_may_come_in_any_order(saved: dict[str, Path]) -> None:
+    extractor = Extractor(one(saved["bert"]), layers=[2], also=("sentences", "neurons"))
+    encoded = extractor.encode(TEXT, [[] for _ in TEXT])
+    order = np.array([4, 0, 5, 1, 3, 2])
+    found, turned = all_states(extractor, encoded, 1), all_states(extractor, encoded.take(order), 1)
+    assert turned.sentence.tolist() == [0, 1, 2, 3, 4, 5]
+    assert (found.sentences == turned.sentences).all()
+    assert (found.neurons == turned.neurons).all()
+
+
+def test_threads_change_no_bit_of_sentences_and_neurons(saved: dict[str, Path]) -> None:
+    found = []
+    for threads in (1, 2):
+        extractor = Extractor(one(saved["t5"]), layers=[0, 4], also=("sentences", "neurons"), threads=threads)
+        states = all_states(extractor, extractor.encode(TEXT * 4), 4096)
+        assert states.sentences is not None
+        assert states.neurons is not None
+        found.append((states.sentences.tobytes(), states.neurons.tobytes()))
+    torch.set_num_threads(1)
+    assert found[0] == found[1]
+
+
+def test_sentences_without_a_state(saved: dict[str, Path]) -> None:
+    sentences = [["The"], [], ["standing"] * 80, ["man"]]
+    extractor = Extractor(one(saved["gpt2"]), layers=[1], component="decoder", also=("sentences", "neurons"))
+    for how, why in (("skip", "too_long"), ("cut", "truncated")):
+        encoded = extractor.encode(sentences, long_sentences=how)  # type: ignore[arg-type]
+        assert encoded.lost_sentences == [LostSentence(1, "no_piece"), LostSentence(2, why)]  # type: ignore[arg-type]
+        found = all_states(extractor, encoded, 300)
+        assert found.sentence.tolist() == [0, 3]
+        assert found.sentences is not None
+        assert found.neurons is not None
+        assert (found.sentences.shape, found.neurons.shape) == ((1, 2, 16), (1, 2, 64))
+        assert set(encoded.sentence.tolist()) == ({0, 3} if how == "skip" else {0, 2, 3})
+    nothing = all_states(extractor, extractor.encode([[], []], [[], []]), 300)
+    assert nothing.sentences is not None
+    assert (nothing.words.shape, nothing.sentence.tolist(), nothing.sentences.shape) == ((1, 0, 16), [], (1, 0, 16))
+
+
+def test_sentences_need_to_be_read_whole(saved: dict[str, Path]) -> None:
+    plain = Extractor(one(saved["gpt2"]), layers=[1], component="decoder")
+    extractor = Extractor(one(saved["gpt2"]), layers=[1], component="decoder", also=("sentences",))
+    with pytest.raises(InputError, match=r"^sentences: not read whole; encode them with this extractor$"):
+        extractor(plain.encode(TEXT))
+    predicting = Extractor(
+        one(saved["gpt2"]), layers=[1], component="decoder", decoder_state="predict", also=("sentences",)
+    )
+    with pytest.raises(InputError, match=r"^sentence 1: nothing stands before its first piece to predict it from$"):
+        predicting(extractor.encode([[], ["a", "man"]], [[], [1]]))
 
 
 @pytest.mark.parametrize(("kind", "part"), PARTS)
@@ -409,6 +629,11 @@ class Rule(NamedTuple):
         Rule({"norm": "h.0.ln_1"}, r"layer 4 read at h is not hidden_states\[4\]; use the version of transformers"),
         Rule({"norm": None}, r"layer 4 read at h is not hidden_states\[4\]; use the version of transformers"),
         Rule({"layers": "num_attention_heads"}, r"4 blocks at h, expected 2 \(num_attention_heads\); use the version"),
+        Rule({"down": "mlp.wo"}, "the blocks at h have no mlp.wo; use the version of transformers"),
+        Rule({"down": "mlp.c_fc"}, r"mlp.c_fc of block 1 reads 16 values, expected 64 \(n_inner\); use the version"),
+        Rule(
+            {"down": "attn.attn_dropout"}, r"attn.attn_dropout of block 1 reads 0 values, expected 64 \(n_inner\); use"
+        ),
     ],
 )
 def test_layers_in_other_places(rule: Rule, saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,6 +665,10 @@ def test_components_and_choices_that_are_not_there(saved: dict[str, Path]) -> No
         Extractor(one(saved["t5"]), layers=[1], decoder_state="write")  # type: ignore[arg-type]
     with pytest.raises(GridError, match=r"^decoder_source: 'all' is unknown; choose one of copy, empty, pair$"):
         Extractor(one(saved["t5"]), layers=[1], decoder_source="all")  # type: ignore[arg-type]
+    with pytest.raises(GridError, match=r"^also: 'heads' is unknown; choose one of sentences, neurons$"):
+        Extractor(one(saved["t5"]), layers=[1], also=["sentences", "heads"])  # type: ignore[list-item]
+    with pytest.raises(GridError, match=r"^layers: 0 alone has no neurons; add a block, from 1 on$"):
+        Extractor(one(saved["t5"]), layers=[0], also=["neurons"])
 
 
 def test_lines_for_the_encoder_that_are_missing(saved: dict[str, Path]) -> None:
@@ -461,6 +690,119 @@ def test_lines_for_the_encoder_that_are_missing(saved: dict[str, Path]) -> None:
     long = pair.encode([["The"]], sources=[["standing"] * 600])
     assert long.source is not None
     assert [(len(ids), ids[-1]) for ids in long.source] == [(512, 2)]
+    message = (
+        r"^sources\[1\]: \d+ pieces, the encoder reads 512 and knows no windows; split the line, leave it out, or set "
+        "long_sentences to cut$"
+    )
+    for how in ("window", "skip", "error"):
+        with pytest.raises(InputError, match=message):
+            pair.encode([["The"]] * 2, sources=[["a"], ["standing"] * 600], long_sentences=how)  # type: ignore[arg-type]
+
+
+def vocabulary() -> list[tuple[str, float]]:
+    return [tuple(piece) for piece in json.loads(unigram().to_str())["model"]["vocab"]]
+
+
+# Translation models' tokenizers: model type, how one is made, codes of German and English.
+TRANSLATORS: dict[str, tuple[str, Callable[[Path], Any], str, str]] = {
+    "m2m100": ("m2m_100", save_m2m100_tokenizer, "de", "en"),
+    "mbart": ("mbart", lambda _: MBartTokenizer(vocab=vocabulary()), "de_DE", "en_XX"),
+    "mbart50": ("mbart", lambda _: MBart50Tokenizer(vocab=vocabulary()), "de_DE", "en_XX"),
+    "nllb": (
+        "m2m_100",
+        lambda _: NllbTokenizer(vocab={piece: number for number, (piece, _) in enumerate(vocabulary())}),
+        "deu_Latn",
+        "eng_Latn",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def translators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("translators")
+    for name, (kind, make, _, _) in TRANSLATORS.items():
+        save_model(root / name, kind, initializer_range=0.2, vocab_size=800, max_position_embeddings=128)
+        for file in (root / name).glob("*token*"):
+            file.unlink()
+        make(root / name).save_pretrained(root / name)
+    return {name: root / name for name in TRANSLATORS}
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+@pytest.mark.parametrize("source", ["copy", "empty", "pair"])
+def test_a_translation_model_reads_each_line_in_its_language(
+    translators: dict[str, Path], name: str, source: Any
+) -> None:
+    kind, _, german, english = TRANSLATORS[name]
+    tokenizer, model = untouched(translators[name])
+    extractor = Extractor(
+        one(translators[name]), layers=[2, 5], component="decoder", decoder_source=source, also=("sentences",)
+    )
+    languages = {"language": german} | ({"source_language": english} if source == "pair" else {})
+    encoded = extractor.encode(TEXT, sources=OTHER if source == "pair" else None, **languages)
+    words, sentences = [], []
+    for line, other in zip(TEXT, OTHER, strict=True):
+        # As in training: the decoder's line is a target, the encoder's a source.
+        tokenizer.src_lang, tokenizer.tgt_lang = (english if source == "pair" else german), german
+        labels = tokenizer(text_target=" ".join(line))["input_ids"]
+        read = tokenizer(" ".join(other if source == "pair" else line))["input_ids"]
+        if source == "empty":
+            read = read[-2:] if name == "mbart" else read[-1:]
+        fed = shifted(kind, model, torch.tensor([labels]))
+        code = f"__{german}__" if name == "m2m100" else german
+        assert tokenizer.convert_ids_to_tokens(fed[0])[0 if name == "mbart" else 1] == code
+        with torch.no_grad():
+            out = model(torch.tensor([read]), decoder_input_ids=fed, output_hidden_states=True).decoder_hidden_states
+        states = np.stack([out[2][0].numpy(), out[5][0].numpy()])
+        lead = 1 if name == "mbart" else 2  # the code, or a start token and the code
+        pieces = tokenizer.tokenize(" ".join(line))
+        assert tokenizer.convert_ids_to_tokens(fed[0])[lead : lead + len(pieces)] == pieces
+        starts = [place for place, piece in enumerate(pieces) if piece.startswith("▁")]
+        assert len(starts) == len(line)
+        words += [states[:, lead + stop - 1] for stop in [*starts[1:], len(pieces)]]
+        sentences.append(states[:, lead : lead + len(pieces)].mean(axis=1))
+    found = all_states(extractor, encoded, 100)
+    assert found.sentences is not None
+    assert_close(found.words.swapaxes(0, 1), np.array(words))
+    assert_close(found.sentences.swapaxes(0, 1), np.array(sentences))
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_a_language_lasts_for_one_call(translators: dict[str, Path], name: str) -> None:
+    _, _, german, _ = TRANSLATORS[name]
+    extractor = Extractor(one(translators[name]), layers=[2])
+    before = extractor.encode(TEXT)
+    in_german = extractor.encode(TEXT, language="deu" if name == "nllb" else "de")
+    place = -1 if name == "mbart" else 0
+    shown = extractor.tokenizer.convert_ids_to_tokens([int(ids[place]) for ids in in_german.ids])
+    assert shown == ["__de__" if name == "m2m100" else german] * len(TEXT)
+    again = extractor.encode(TEXT)
+    for first, second, third in zip(before.ids, again.ids, in_german.ids, strict=True):
+        assert first.tolist() == second.tolist()
+        assert (first != third).sum() == 1
+    with pytest.raises(InputError, match=r"^language 'xx': the tokenizer has no such code"):
+        extractor.encode(TEXT, language="xx")
+    assert extractor.encode(TEXT).ids[0].tolist() == before.ids[0].tolist()
+    _, states = word_states(str(translators[name]), TEXT, [2], language=german)
+    assert_close(states[2], extractor(in_german)[:, 0])
+
+
+def test_a_tokenizer_without_codes_ignores_the_language(saved: dict[str, Path]) -> None:
+    extractor = Extractor(one(saved["bert"]), layers=[2])
+    assert extractor.encode(TEXT, language="xx").ids[0].tolist() == extractor.encode(TEXT).ids[0].tolist()
+
+
+def test_a_source_has_a_language_where_the_target_has_one(saved: dict[str, Path]) -> None:
+    pair = Extractor(one(saved["m2m_100"]), layers=[1], component="decoder", decoder_source="pair")
+    for languages, message in (
+        ({"language": "de"}, "source_language: none, expected one; it goes with sources and language"),
+        ({"source_language": "en"}, "source_language: en, expected none; it goes with sources and language"),
+    ):
+        with pytest.raises(InputError, match=f"^{message}$"):
+            pair.encode(TEXT, sources=OTHER, **languages)
+    copy = Extractor(one(saved["m2m_100"]), layers=[1], component="decoder")
+    with pytest.raises(InputError, match=r"^source_language: en, expected none; it goes"):
+        copy.encode(TEXT, language="de", source_language="en")
 
 
 def test_an_encoder_with_nothing_to_read(tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ MISTAKES = [
     ({"layers": [1, 1]}, "layers: 1 is listed twice"),
     ({"concepts": {"k": []}}, "concepts.k: is empty; give at least one value"),
     ({"pairs": ["en-it"]}, "pairs: en-it is not made of two of the languages en, de, fr"),
+    (
+        {"languages": ["en", False]},
+        "languages: YAML reads no, yes, on and off as false and true; write the language .*'no'",
+    ),
+    (
+        {"languages": [f"l{i:03d}" for i in range(60)], "colap": {"theta": 0.01, "scopes": "all"}},
+        "colap.scopes: the codes of 60 languages are over 240 characters together, too long for a folder",
+    ),
     ({"languages": ["en"]}, "languages: at least two are needed to compare"),
     ({"lexicon": {}}, "lexicon: give either path"),
     ({"lexicon": {"path": "/a/{source}-{target}"}}, "lexicon: path needs format: muse or arrow"),

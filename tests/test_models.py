@@ -21,9 +21,18 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 import raypipe.models.states as states_module
 from raypipe.errors import GridError, InputError, ModelError
+from raypipe.models.batches import plan_batches
 from raypipe.models.load import load_model
-from raypipe.models.locate import Checkpoint, checkpoints, facts, fingerprint, tokenizer_fingerprint, weight_files
-from raypipe.models.states import Extractor, word_states
+from raypipe.models.locate import (
+    Checkpoint,
+    checkpoints,
+    facts,
+    fingerprint,
+    pinned,
+    tokenizer_fingerprint,
+    weight_files,
+)
+from raypipe.models.states import Extractor, States, word_states
 from raypipe.models.words import encode
 
 KINDS = ("bert", "camembert", "roberta", "xlm-roberta")
@@ -350,6 +359,7 @@ def test_a_configuration_that_went_away(bert: Path) -> None:
 
 def test_fingerprints_follow_content_not_place(bert: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bert, tmp_path / "copy"))
+    assert pinned(one(bert)) == one(bert)
     assert fingerprint(one(bert)) == fingerprint(one(copy))
     assert tokenizer_fingerprint(one(bert)) == tokenizer_fingerprint(one(copy))
     assert len({fingerprint(one(bert, name)) for name in ("main", "random:0", "random:1")}) == 3
@@ -437,6 +447,48 @@ def test_states_that_are_not_finite(bert: Path) -> None:
         word_states(str(bert), SENTENCES[:2], [1, 3])
 
 
+def read_whole(path: Path, layers: list[int], wanted: list[list[int]], dtype: Any, also: Any) -> States:
+    extractor = Extractor(one(path), layers=layers, also=also)
+    encoded = extractor.encode(SENTENCES[:2], wanted)
+    return extractor.run(encoded, plan_batches(encoded.lengths, 200), dtype)
+
+
+def test_sentences_and_neurons_that_are_not_finite(bert: Path) -> None:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights["encoder.layer.2.intermediate.dense.bias"][3] = float("inf")
+        weights["encoder.layer.2.output.dense.weight"][:, 3] = 0.0  # inf * 0 is NaN
+
+    spoil(bert, change)
+    read_whole(bert, [1, 2], [[], [1]], "float32", ("sentences", "neurons"))
+    message = r"the state of sentence 0 at layer 3 is not finite in float32; compute in float32, or check the weights$"
+    with pytest.raises(ModelError, match=message):
+        read_whole(bert, [1, 3], [[], []], "float32", ("sentences",))
+    spoil(bert, lambda weights: weights["encoder.layer.3.intermediate.dense.bias"].fill_(float("inf")))
+    message = r"the largest neuron of sentence 0 at layer 3 is not finite in float32; compute in float32, or check the"
+    with pytest.raises(ModelError, match=message):
+        read_whole(bert, [0, 3], [[], []], "float32", ("neurons",))
+
+
+def test_sentences_and_neurons_too_large_for_float16(bert: Path) -> None:
+    wide = read_whole(bert, [0, 3], [[1], []], "float32", ("sentences", "neurons"))
+    narrow = read_whole(bert, [0, 3], [[1], []], "float16", ("sentences", "neurons"))
+    for exact, stored in zip((wide.words, *wide[2:]), (narrow.words, *narrow[2:]), strict=True):
+        assert exact is not None
+        assert stored is not None
+        assert stored.dtype == np.float16
+        assert (stored == exact.astype(np.float16)).all()
+    spoil(bert, lambda weights: weights["encoder.layer.2.intermediate.dense.bias"].fill_(1e6))
+    with pytest.raises(
+        ModelError, match=r"^model 'm', revision 'main': neurons of layer 3 overflow float16; use float32$"
+    ):
+        read_whole(bert, [0, 3], [[], []], "float16", ("neurons",))
+    spoil(bert, lambda weights: weights["encoder.layer.2.output.LayerNorm.weight"].fill_(1e6))
+    with pytest.raises(
+        ModelError, match=r"^model 'm', revision 'main': states of layer 3 overflow float16; use float32$"
+    ):
+        read_whole(bert, [0, 3], [[], []], "float16", ("sentences",))
+
+
 def test_states_too_large_for_float16(bert: Path) -> None:
     spoil(bert, lambda weights: weights["encoder.layer.2.output.LayerNorm.weight"].fill_(1e6))
     with pytest.raises(ModelError, match="states of layer 3 overflow float16; use float32"):
@@ -507,9 +559,10 @@ def test_a_model_of_the_hub_from_the_local_cache(bert: Path, tmp_path: Path) -> 
     code = """
 import numpy as np
 from raypipe.errors import ModelError
-from raypipe.models.locate import checkpoints, facts, fingerprint, tokenizer_fingerprint
+from raypipe.models.locate import checkpoints, facts, fingerprint, pinned, tokenizer_fingerprint
 from raypipe.models.states import word_states
 there, other, random = checkpoints("m", "org/name", ["main", "v9", "random:0"])
+print({pinned(c).hub_revision for c in (there, random)}, *(ask(pinned(there)) == ask(there) for ask in (facts, fingerprint)))
 print(facts(there).max_pieces, fingerprint(there) != fingerprint(random), tokenizer_fingerprint(there) == tokenizer_fingerprint(random))
 print(word_states("org/name", [["window"]], [2])[1][2].tobytes().hex())
 print(word_states("org/name@random:0", [["window"]], [2])[1][2].shape)
@@ -517,10 +570,11 @@ try: facts(other)
 except ModelError as error: print(error)
 """
     lines = run_python(code, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1").splitlines()
-    assert lines[0] == "64 True True"
-    assert lines[1] == word_states(str(bert), [["window"]], [2])[1][2].tobytes().hex()
-    assert lines[2] == "(1, 16)"
-    assert lines[3].startswith(
+    assert lines[0] == f"{{'{commit}'}} True True"
+    assert lines[1] == "64 True True"
+    assert lines[2] == word_states(str(bert), [["window"]], [2])[1][2].tobytes().hex()
+    assert lines[3] == "(1, 16)"
+    assert lines[4].startswith(
         "org/name@v9: config.json is not in the local Hub cache and the Hub cannot be reached; go "
     )
 

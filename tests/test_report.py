@@ -1,4 +1,4 @@
-"""The HTML report: the same bytes for the same tables, hostile text stays text, and a browser draws every chart."""
+"""What a run ends with: its summary, and a page of the same bytes for the same tables that a browser draws without harm."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from raypipe.results import Run
+from raypipe.rundir import RunDir
 from raypipe.schema import TABLES, make_table
+from raypipe.show import summary
 from raypipe.web import frames
 from raypipe.web.report import render
 
 LANGUAGES = ("de", "en", "ru")
+COUNTS = ("concepts", "eligible", "reachable", "aligned", "overlapping", "overlapping_excl_shared")
 STEPS = ("step-000000", "step-000100", "step-000400", "step-001600")
 THETAS = (0.5, 0.8)
 HOSTILE = ("<script>alert(1)</script>", "</script>", "\"'><img src=x onerror=alert(2)>", "שָׁלוֹם", "{{ 7 * 7 }}")
@@ -191,6 +195,13 @@ def test_the_key_table_shows_the_best_layer_at_the_default_setting(big: str) -> 
 def test_ties_go_to_the_lowest_layer() -> None:
     rows = [calign_row(layer=layer, calign=value) for layer, value in ((3, 0.4), (1, 0.4), (0, 0.1))]
     assert key_table(render({"calign": make_table("calign", rows)}, {}, {}))[0].startswith("toy step-000100 de → en 1 ")
+    # (0.1 + 0.2) / 2 lies one bit above 0.15
+    seeds = [calign_row(layer=layer, seed=seed, calign=c) for seed, layer, c in ((0, 1, 0.15), (1, 1, 0.15))]
+    seeds += [calign_row(layer=2, seed=seed, calign=c) for seed, c in ((0, 0.1), (1, 0.2))]
+    assert (0.1 + 0.2) / 2 > 0.15
+    assert key_table(render({"calign": make_table("calign", seeds)}, {}, {}))[0].startswith(
+        "toy step-000100 de → en 1 "
+    )
 
 
 def test_seeds_are_averaged_and_their_range_kept() -> None:
@@ -199,7 +210,7 @@ def test_seeds_are_averaged_and_their_range_kept() -> None:
         {"seed": 1, "calign": 0.5, "aligned": 15, "null_sd": 0.04, "null_max": 0.3, "null_p": 0.15},
     ]
     table = make_table("calign", [calign_row(layer=layer, **c) for layer in (0, 1) for c in changes])
-    frame = frames.scores(table, "calign")
+    frame = frames.scores({"calign": table})["calign"]
     first = frame.iloc[0]
     assert (first["value"], first["lo"], first["hi"], first["seeds"], first["count"]) == (0.35, 0.2, 0.5, 2, 10.5)
     assert first["ref_sd"] == pytest.approx(((0.03**2 + 0.04**2) / 2) ** 0.5)
@@ -212,10 +223,106 @@ def test_seeds_are_averaged_and_their_range_kept() -> None:
 
 def test_components_stand_apart() -> None:
     table = make_table("calign", [calign_row(), calign_row(target_component="decoder", calign=0.1)])
-    page = render({"calign": table, "aligned": make_table("aligned", [aligned_row(WORDS)])}, {}, {})
-    assert "component encoder, encoder → decoder" in text_of(page)
-    assert [row.count("0.400") for row in key_table(page)] == [1]
+    grid = {"models": [{"name": "toy", "path": "a/b"}]}
+    page = render({"calign": table, "aligned": make_table("aligned", [aligned_row(WORDS)])}, grid, {})
+    assert "Model toy · encoder → decoder (a/b) step-000100; layers 1" in text_of(page)
+    assert [row.split("step")[0] for row in key_table(page)] == ["toy · encoder ", "toy · encoder → decoder "]
+    assert ["= 0.400 " in row for row in key_table(page)] == [True, False]
     assert "1 of 1 shown" in text_of(page)
+    assert text_of(page).count("No concept is aligned.") == 1
+
+
+def test_a_decoder_an_encoder_and_a_model_of_both_are_drawn_together() -> None:
+    """Every component is a line of the charts, in both metrics, with a best layer of its own."""
+    parts = [("gpt", "decoder", 0), ("t5", "encoder", 1), ("t5", "decoder", 2), ("bert", "encoder", 3)]
+    calign, colap = [], []
+    for (model, part, best), layer in product(parts, range(4)):
+        at = {"model": model, "layer": layer}
+        score = {"calign": 0.4 if layer == best else 0.1}
+        calign.append(calign_row(**at, **score, source_component=part, target_component=part))
+        colap.append(colap_row(**at, component=part, colap=best / 10))
+    page = render({"calign": make_table("calign", calign), "colap": make_table("colap", colap)}, {}, {})
+    lines = ["gpt", "t5 · encoder", "t5 · decoder", "bert"]
+    data = data_of(page)
+    for metric in ("calign", "colap"):
+        found = data["sets"][metric]
+        rows = [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+        assert list(dict.fromkeys(row["model"] for row in rows)) == lines
+        assert [(row["model"], row["layer"]) for row in rows if row["best"]] == list(zip(lines, range(4), strict=True))
+        assert "component" not in found["columns"]
+        assert {"name": "model", "value": "all"} in data["charts"][f"{metric}-layers"]["params"]
+    assert 'name="calign_component"' not in page
+    assert [row.replace(" step-000100 de → en", "").split(" 12 /")[0] for row in key_table(page)] == [
+        f"{line} {best}" for best, line in enumerate(lines)
+    ]
+    # The COLAP beside CALIGN is that of the same component: gpt 0.0, t5 · encoder 0.1, ...
+    assert [row.split()[-2] for row in key_table(page)] == ["0.000", "0.100", "0.200", "0.300"]
+
+
+def summed_up(place: Path, **rows: list[dict[str, Any]]) -> tuple[str, list[list[str]]]:
+    """Title and rows of the summary of a run with these scores."""
+    folder = RunDir.create(place, "demo")
+    folder.write_json("run.json", {"name": "demo", "created": ""})
+    for metric in ("calign", "colap"):
+        folder.write_table(f"scores/{metric}.parquet", make_table(metric, rows.get(metric, [])))
+    table = summary(Run(place))
+    assert [str(column.header).replace("\n", "") for column in table.columns] == [
+        *("model", "revision", "component", "source", "target", "layer"),
+        *("calign", "null_calign", "coverage", "colap", "ceiling", "reason"),
+    ]
+    return str(table.title), [list(map(str, cells)) for cells in zip(*(c.cells for c in table.columns), strict=True)]
+
+
+def test_the_summary_fixes_every_setting_and_averages_seeds(tmp_path: Path) -> None:
+    """Each trap holds a score far above those of the settings that the title names."""
+    traps = [{"theta": 0.5}, {"translations": 20}, {"min_types": 1}, {"size_ratio": 0.0}, {"k": 60}]
+    calign = [calign_row(layer=layer, **trap, calign=1.0, seed=s) for trap in traps for layer in (1, 2) for s in (0, 1)]
+    calign.sort(key=lambda row: row["k"])  # grid order
+    calign += [calign_row(layer=1, seed=0, calign=0.9), calign_row(layer=1, seed=1, calign=0.1)]
+    calign += [calign_row(layer=2, seed=s, calign=0.6, null_calign=n) for s, n in ((0, 0.1), (1, 0.2))]
+    calign += [calign_row(layer=3, seed=s, calign=0.6) for s in (0, 1)]  # a tie
+    calign += [calign_row(layer=1, revision="random:0", seed=s, calign=0.95) for s in (0, 1)]
+    calign.sort(key=lambda row: row["k"])
+    colap = [
+        colap_row(layer=2, theta=t, min_types=n, colap=c) for t, n, c in ((0.1, 1, 0.9), (0.3, 5, 0.2), (0.3, 1, 0.5))
+    ]
+    title, rows = summed_up(tmp_path / "run", calign=calign, colap=colap)
+    assert title == (
+        "best layer of the last revision at theta 0.8, translations 10, min_types 5, size_ratio 0.6, k 30, mean of 2 "
+        "seeds; COLAP at theta 0.3, min_types 1, rule all (null: shuffled dictionary; ceiling: permuted languages)"
+    )
+    assert rows == [["toy", "step-000100", "encoder", "de", "en", "2", "0.6", "0.15", "0.9", "0.5", "0.9", ""]]
+    page = render({"calign": make_table("calign", calign), "colap": make_table("colap", colap)}, {}, {})
+    assert [row.split()[:6] for row in key_table(page)] == [["toy", "step-000100", "de", "→", "en", "2"]]
+    assert " = 0.600 0.150 " in key_table(page)[0]
+
+
+def test_the_summary_takes_the_first_value_where_the_grid_lacks_the_default(tmp_path: Path) -> None:
+    own = {"translations": 1, "min_types": 2, "size_ratio": 0.4}
+    calign = [calign_row(theta=theta, calign=theta, **own) for theta in (0.7, 0.9)]
+    title, rows = summed_up(tmp_path / "run", calign=calign)
+    assert title.startswith(
+        "best layer of the last revision at theta 0.7, translations 1, min_types 2, size_ratio 0.4, k 30, seed 0 (null:"
+    )
+    assert [row[6] for row in rows] == ["0.7"]
+    several = [row | {"variant": name} for name in ("v-default", "v-1") for row in calign]
+    assert ", size_ratio 0.4, variant v-default, k 30, seed 0" in summed_up(tmp_path / "other", calign=several)[0]
+
+
+def test_the_summary_names_components_and_reasons(tmp_path: Path) -> None:
+    gone = dict.fromkeys(("calign", "coverage", "null_calign", "null_sd", "null_max", "null_p"))
+    calign = [calign_row(layer=layer, source="en", target="de", reason="no_lexicon", **gone) for layer in (2, 3)]
+    calign += [calign_row(source_component="decoder", target_component="decoder", calign=0.3)]
+    calign += [calign_row(target_component="decoder", calign=0.2)]
+    colap = [colap_row(component="decoder", colap=0.8), colap_row(layer=2, colap=0.6)]
+    _, rows = summed_up(tmp_path / "run", calign=calign, colap=colap)
+    assert [row[2:] for row in rows] == [
+        ["encoder", "en", "de", "2", "–", "–", "–", "0.6", "0.9", "no_lexicon"],
+        ["decoder", "de", "en", "1", "0.3", "0.05", "0.9", "0.8", "0.9", ""],
+        ["encoder → decoder", "de", "en", "1", "0.2", "0.05", "0.9", "–", "–", ""],
+    ]
+    assert {row[0] for row in rows} == {"toy"}
+    assert summed_up(tmp_path / "none", colap=colap) == ("no direction has a row of CALIGN", [])
 
 
 @pytest.mark.parametrize(
@@ -228,7 +335,7 @@ def test_components_stand_apart() -> None:
 )
 def test_steps_come_from_the_names(names: tuple[str, str], steps: list[int]) -> None:
     rows = [calign_row(revision=name) for name in (*names, "random:0", "random:1")]
-    frame = frames.scores(make_table("calign", rows), "calign")
+    frame = frames.scores({"calign": make_table("calign", rows)})["calign"]
     assert frame["step"].dropna().tolist() == steps
     assert frame["revision"].tolist() == [*names, "random"]  # random weights are pooled
     assert frame["last"].tolist() == [False, True, False]
@@ -269,6 +376,22 @@ def test_a_null_score_is_a_dash_with_its_reason() -> None:
     assert key_table(page) == ["toy step-000100 de → en 1 0 / 0 = – no_concepts – ± – (–) – – – –"]
     assert "CALIGN: no_concepts (1 row)" in text_of(page)
     assert "The highest CALIGN" not in page
+
+
+def test_a_failed_clustering_is_left_out_of_the_mean_and_named() -> None:
+    gone = dict.fromkeys((*COUNTS, "calign", "coverage", "null_calign", "null_sd", "null_max", "null_p"))
+    gone |= {"reason": "input_failed: de"}
+    rows = [calign_row(layer=0, **gone), calign_row(layer=1, calign=0.2), calign_row(layer=1, seed=1, **gone)]
+    lost = dict.fromkeys((*COUNTS, "colap", "permuted_colap", "permuted_sd"))
+    joint = [colap_row(layer=1, **lost, reason="input_failed: de+en")]
+    page = render({"calign": make_table("calign", rows), "colap": make_table("colap", joint)}, {}, {})
+    assert key_table(page) == [
+        "toy step-000100 de → en 1 12 / 30 = 0.200 input_failed: de (mean of 1 of 2); COLAP: input_failed: de+en "
+        "0.050 ± 0.020 (0.100) 0.050 0.90 – –"
+    ]
+    assert "CALIGN: input_failed: de (2 rows) COLAP: input_failed: de+en (1 row)" in text_of(page)
+    page = render({"calign": make_table("calign", rows[:1])}, {}, {})
+    assert key_table(page) == ["toy step-000100 de → en 0 – / – = – input_failed: de – ± – (–) – – – –"]
 
 
 def test_facts_and_grid_are_printed(big: str) -> None:

@@ -61,7 +61,6 @@ def test_the_mark_makes_the_cell_done(tmp_path: Path) -> None:
     assert mark is not None
     assert (mark.seconds, mark.receipt) == (1.235, {"points": 2})
     assert mark.files["x/t.parquet"]["sha256"] == file_digest(run.path / "x/t.parquet")
-    assert run.count_marks("extract", [cell().path, "model=other"]) == 1
     run.forget("extract")
     assert run.mark(cell()) is None
 
@@ -130,8 +129,40 @@ def test_some_rows_are_read_from_their_row_groups_alone(tmp_path: Path) -> None:
 def test_a_killed_writers_leftover_is_cleaned(tmp_path: Path) -> None:
     run = begun(tmp_path / "r")
     (run.path / ".part.parquet.abc.tmp").write_bytes(b"half")
-    RunDir.create(run.path, "g")
-    assert [p.name for p in run.path.iterdir()] == ["run.json"]
+    with RunDir.create(run.path, "g").only_writer():
+        assert sorted(p.name for p in run.path.iterdir()) == [".lock", "run.json"]
+
+
+def test_a_folder_that_only_a_killed_driver_began_is_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    with RunDir.create(folder, "g").only_writer():
+        (folder / ".run.json.abc.tmp").write_bytes(b"half")
+    with RunDir.create(folder, "g").only_writer():
+        assert [p.name for p in folder.iterdir()] == [".lock"]
+
+
+def test_a_second_writer_is_refused_and_told_who_writes(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    with run.only_writer():
+        (run.path / ".part.parquet.abc.tmp").write_bytes(b"half")
+        second = RunDir.create(run.path, "g")
+        refused = rf"r: process {os.getpid()} on .* is writing there; wait until it ends, or choose another"
+        with pytest.raises(RunError, match=refused), second.only_writer():
+            pass
+        assert (run.path / ".part.parquet.abc.tmp").exists()
+    with run.only_writer():
+        pass
+    (run.path / ".lock").unlink()
+    (run.path / ".lock").mkdir()
+    with pytest.raises(RunError, match=r"r: cannot be written \(Is a directory\)"), run.only_writer():
+        pass
+
+
+def test_files_that_are_there_are_removed(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    run.write_bytes("scores/a", b"old")
+    run.remove("scores/a", "scores/b")
+    assert list((run.path / "scores").iterdir()) == []
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raypipe import schema
+from raypipe.science.thresholds import MIN_TYPES_BESIDE
 
 
 def test_every_column_is_described_and_stands_once() -> None:
@@ -27,3 +28,8 @@ def test_rows_become_a_table_with_exactly_these_columns() -> None:
 def test_the_page_lists_every_column() -> None:
     page = schema.page()
     assert all(f"| {column.name} |" in page for columns in schema.TABLES.values() for column in columns)
+
+
+def test_colap_has_its_counts_beside_at_the_lengths_that_are_always_reported() -> None:
+    names = [column.name for column in schema.TABLES["colap"]]
+    assert [f"{count}_{n}" for n in MIN_TYPES_BESIDE for count in ("eligible", "overlapping")] == names[-8:-4]

@@ -24,11 +24,11 @@ from raypipe.rundir import Cell, RunDir
 from raypipe.schema import TABLES, make_table
 from raypipe.stages import extract
 from raypipe.stages.context import Context
-from raypipe.stages.corpus import TextLines
 from raypipe.stages.extract import cut_shards
 from raypipe.stages.lexicon import skipped
-from raypipe.stages.plan import count_lines, make_plan
+from raypipe.stages.plan import make_plan
 from raypipe.stages.signatures import ADVICE, signatures
+from raypipe.stages.text import TextLines, count_lines
 
 STATES_OF_T = "model=t/revision=main/component=encoder/variant=v-default"
 
@@ -163,7 +163,7 @@ def test_inverted_and_skipped_directions_are_noted(world: tiny_world.World, tmp_
     assert [text.split(":")[1].split(",")[0] for text in notes.texts if text.startswith("skipped")] == [
         " no dictionary for de-fr",
         " no dictionary for fr-de",
-    ]
+    ] * 2
     run = RunDir.open(tmp_path / "run")
     tables = {pair: run.read_table(f"lexicon/source={pair[0]}/target={pair[1]}.parquet") for pair in _pairs("en", "fr")}
     forward, back = (tables[pair].to_pylist() for pair in _pairs("en", "fr"))
@@ -223,14 +223,15 @@ def test_induction_that_cannot_be_done(
 STATE: dict[str, Any] = {"model": "bert", "revision": "main", "layer": 3, "k": 10, "seed": 0, "reason": ""}
 QUIET_CALIGN = (
     STATE
+    | {"source_component": "encoder", "target_component": "encoder"}
     | {"source": "en", "target": "de", "theta": 0.8, "translations": 10, "min_types": 5, "size_ratio": 0.6}
     | {"concepts": 10, "eligible": 10, "reachable": 10, "aligned": 5, "calign": 0.5, "coverage": 0.9}
     | {"null_calign": 0.1, "null_sd": 0.05}
 )
 QUIET_COLAP = (
     STATE
-    | {"scope": "de+en", "theta": 0.3}
-    | {"concepts": 10, "eligible": 10, "overlapping": 8, "overlapping_excl_shared": 4}
+    | {"component": "encoder", "scope": "de+en", "theta": 0.3}
+    | {"concepts": 10, "eligible": 10, "overlapping": 8, "overlapping_excl_shared": 4, "colap": 0.8}
 )
 QUIET_RECEIPTS = {
     "corpus": {"lines": 200, "duplicate_lines": 2, "points": 100},
@@ -238,16 +239,20 @@ QUIET_RECEIPTS = {
     "concepts": {"points": 200, "largest": 40},
     "lexicon": {"induced": False},
 }
+
+
+def clustering(scope: str, k: str = "0010") -> Cell:
+    """The cell of a clustering of the encoder's layer 3."""
+    state = (("model", "bert"), ("revision", "main"), ("component", "encoder"), ("layer", "03"))
+    return Cell("concepts", (*state, ("scope", scope), ("k", k)))
+
+
 CELLS = {
     "corpus": Cell("corpus", (("lang", "de"),)),
-    "extract": Cell("extract", (("model", "bert"), ("lang", "de"))),
-    "concepts": Cell(
-        "concepts", (("model", "bert"), ("revision", "main"), ("layer", "03"), ("scope", "de"), ("k", "0010"))
-    ),
+    "extract": Cell("extract", (("model", "bert"), ("component", "encoder"), ("lang", "de"))),
+    "concepts": clustering("de"),
     "lexicon": Cell("lexicon", (("source", "en"), ("target", "de"))),
 }
-
-JOINT = Cell("concepts", (("model", "bert"), ("revision", "main"), ("layer", "03"), ("scope", "de+en"), ("k", "0010")))
 
 
 def warned(**changed: dict[str, Any]) -> list[dict[str, Any]]:
@@ -261,7 +266,7 @@ def warned(**changed: dict[str, Any]) -> list[dict[str, Any]]:
     }
     done = {stage: [(CELLS[stage], QUIET_RECEIPTS[stage] | changed.get(stage, {}))] for stage in CELLS}
     done["corpus"].append((Cell("corpus", (("lang", "en"),)), QUIET_RECEIPTS["corpus"]))
-    done["concepts"].append((JOINT, QUIET_RECEIPTS["concepts"]))
+    done["concepts"].append((clustering("de+en"), QUIET_RECEIPTS["concepts"]))
     return signatures(tables, done)
 
 
@@ -277,19 +282,19 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = 
         "LOW_COVERAGE",
         {"calign": {"reachable": 4}},
         {"calign": {"reachable": 5}},
-        ("bert main layer 3 en-de theta 0.8", "4 of 10 eligible concepts reachable", "half"),
+        ("bert encoder main layer 3 en-de theta 0.8", "4 of 10 eligible concepts reachable", "half"),
     ),
     (
         "UNKNOWN_PIECES",
         {"extract": {"unknown": 51}},
         {"extract": {"unknown": 50}},
-        ("bert de", "5.1% of words", "5%"),
+        ("bert encoder de", "5.1% of words", "5%"),
     ),
     (
         "LOST_WORDS",
         {"extract": {"points": 980, "lost": 20}},
         {"extract": {"lost": 10}},
-        ("bert de", "2.0% of words", "1%"),
+        ("bert encoder de", "2.0% of words", "1%"),
     ),
     (
         "DUPLICATE_LINES",
@@ -301,31 +306,31 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = 
         "FEW_POINTS",
         {"concepts": {"points": 195, "largest": 20}},
         {"concepts": {"points": 200}},
-        ("bert main layer 03 de", "19.5 points per concept", "20"),
+        ("bert encoder main layer 03 de", "19.5 points per concept", "20"),
     ),
     (
         "GIANT_CONCEPT",
         {"concepts": {"largest": 42}},
         {"concepts": {"largest": 40}},
-        ("bert main layer 03 de", "21% of points", "20%"),
+        ("bert encoder main layer 03 de", "21% of points", "20%"),
     ),
     (
         "TINY_CONCEPTS",
         {"calign": {"eligible": 6, "reachable": 6}},
         {"calign": {"eligible": 7, "reachable": 7}},
-        ("bert main layer 3 en-de theta 0.8", "40% below 5 types", "30%"),
+        ("bert encoder main layer 3 en-de theta 0.8", "40% below 5 types", "30%"),
     ),
     (
         "DIRECTION_GAP",
         {"back": {"calign": 0.25}},
         {"back": {"calign": 0.3}},
-        ("bert main layer 3 en-de theta 0.8", "0.25", "0.2"),
+        ("bert encoder main layer 3 en-de theta 0.8", "0.25", "0.2"),
     ),
     (
         "NULL_LIKE",
         {"calign": {"calign": 0.2}},
         {"calign": {"calign": 0.2, "revision": "random:1"}},  # weights that nobody trained are not expected to
-        ("bert main", "1 of 1 scores", "null + 2 sd"),
+        ("bert encoder main", "1 of 1 scores", "null + 2 sd"),
     ),
     (
         "LANGUAGE_IMBALANCE",  # 2 x 60 / 160 = 0.75; 2 x 67 / 167 = 0.802
@@ -337,7 +342,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = 
         "SHARED_STRINGS",
         {"colap": {"overlapping_excl_shared": 3}},
         {"colap": {"overlapping": 0, "overlapping_excl_shared": 0}},
-        ("bert main layer 3 de+en", "3 of 8 left", "half"),
+        ("bert encoder main layer 3 de+en", "3 of 8 left", "half"),
     ),
     (
         "CIRCULAR_DICTIONARY",
@@ -380,6 +385,23 @@ def test_unscored_rows_are_left_out() -> None:
     nothing = dict.fromkeys(("concepts", "eligible", "reachable", "aligned", "calign", "coverage", "null_calign"))
     assert warned(calign={**nothing, "null_sd": None, "reason": "no_lexicon"}) == []
     assert warned(calign={"null_calign": None, "null_sd": None}) == []
+    lost = dict.fromkeys(("concepts", "eligible", "overlapping", "overlapping_excl_shared", "colap"))
+    assert warned(colap={**lost, "reason": "input_failed: de+en"}) == []
+
+
+def test_each_component_is_held_against_its_own_null() -> None:
+    """The encoder lies above its null; of the decoder's two scores one does not."""
+    decoder = {"source_component": "decoder", "target_component": "decoder"}
+    rows = [QUIET_CALIGN, QUIET_CALIGN | decoder, QUIET_CALIGN | decoder | {"layer": 4, "calign": 0.2}]
+    empty = dict.fromkeys(c.name for c in TABLES["calign"])
+    tables = {"calign": make_table("calign", [empty | row for row in rows]), "colap": make_table("colap", [])}
+    found = signatures(tables, dict.fromkeys(("corpus", "extract", "concepts", "lexicon"), ()))
+    assert [(f["code"], f["where"], f["value"]) for f in found] == [("NULL_LIKE", "bert decoder main", "1 of 2 scores")]
+    rows[2]["source_component"] = "encoder"
+    tables["calign"] = make_table("calign", [empty | row for row in rows])
+    assert signatures(tables, dict.fromkeys(("corpus", "extract", "concepts", "lexicon"), ()))[0]["where"] == (
+        "bert encoder-decoder main"
+    )
 
 
 def test_no_draws_no_nulls(world: tiny_world.World, tmp_path: Path) -> None:
@@ -395,7 +417,7 @@ def test_no_draws_no_nulls(world: tiny_world.World, tmp_path: Path) -> None:
 
 def test_the_limit_of_a_giant_concept_follows_k() -> None:
     """Beyond 250 concepts, 50 times the mean is less than a fifth: 50/500 = 10 %."""
-    cell = Cell("concepts", (*CELLS["concepts"].key[:-1], ("k", "0500")))
+    cell = clustering("de", "0500")
     empty = {name: make_table(name, []) for name in ("calign", "colap")}
     nothing: dict[str, Any] = dict.fromkeys(("corpus", "extract", "lexicon"), ())
     found = signatures(empty, nothing | {"concepts": [(cell, {"points": 20_000, "largest": 2_200})]})

@@ -14,11 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import SENTENCES, bare_bytes, byte_level, save_m2m100_tokenizer, unigram, wordpiece
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import M2M100Tokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
+from transformers import (
+    M2M100Tokenizer,
+    MBartTokenizer,
+    NllbTokenizer,
+    PreTrainedTokenizerFast,
+    XLMRobertaTokenizer,
+)
 
 from raypipe.errors import GridError, InputError
 from raypipe.models.batches import plan_batches
-from raypipe.models.words import Encoded, Lost, _spans, encode
+from raypipe.models.families import language_code
+from raypipe.models.words import Encoded, Lost, LostSentence, _spans, encode
 
 KINDS = {
     "wordpiece": wordpiece,
@@ -396,6 +403,110 @@ def test_windows_hold_the_pieces_of_the_sentence(sentences: list[list[str]], kin
         body = whole.ids[row][1 + start : 1 + start + room]
         assert parts.ids[at].tolist() == [whole.ids[row][0], *body[: length - 2], whole.ids[row][-1]][:most]
         assert len(parts.ids[at]) <= most
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["狗", "狗狗狗", "the"]), max_size=14), min_size=1, max_size=3),
+    st.sampled_from(["wordpiece", "bare"]),
+    st.integers(1, 12),
+    st.booleans(),
+)
+def test_each_piece_of_a_whole_sentence_counts_once(
+    sentences: list[list[str]], kind: str, most: int, context: bool
+) -> None:
+    special = 2 if kind == "wordpiece" else 0
+    tokenizer = fast(kind) if special else PreTrainedTokenizerFast(tokenizer_object=bare_bytes())
+    encoded = encode(
+        tokenizer, sentences, None, most + special, long_sentences="window", needs_context=context, whole=True
+    )
+    lost = [sentence.sentence for sentence in encoded.lost_sentences]
+    assert encoded.own is not None
+    for index, words in enumerate(sentences):
+        pieces = tokenizer(" ".join(words))["input_ids"] if words else []
+        body = pieces[special // 2 : len(pieces) - special // 2]
+        length = min(most, len(body))
+        starts = [0] if len(body) <= most else [*range(0, len(body) - most, max(most // 2, 1)), len(body) - most]
+        expected = []
+        for piece, number in enumerate(body):
+            margins = [min(piece - start, start + length - 1 - piece) for start in starts]
+            window = margins.index(max(margins))
+            place = piece - starts[window] + special // 2
+            if place > 0 or not context:
+                expected.append((window, place, number))
+        rows = np.flatnonzero(encoded.sentences == index)
+        found = [(at, place) for at, row in enumerate(rows) for place in range(*encoded.own[row])]
+        assert [(at, place, encoded.ids[rows[at]][place]) for at, place in found] == expected
+        assert (index in lost) == (not expected)
+
+
+def test_whole_sentences_golden() -> None:
+    # Windows of four pieces start at 0 2 4 5 (see the windows above); each piece is farthest from an edge in 0 0 0 1 1 2 2 3 3.
+    sentences = [["the"], ["狗"] * 9, [], ["\u0301"]]
+    encoded = encode(fast("wordpiece"), sentences, [[], [4], [], []], 6, long_sentences="window", whole=True)
+    assert encoded.own is not None
+    assert encoded.own.tolist() == [[1, 2], [1, 4], [2, 4], [2, 4], [3, 5], [0, 0], [0, 0]]
+    assert encoded.sentences.tolist() == [0, 1, 1, 1, 1, 2, 3]
+    assert encoded.lengths.tolist() == [3, 6, 6, 6, 6, 0, 0]
+    assert (encoded.row.tolist(), encoded.first.tolist()) == ([2], [3])
+    assert encoded.lost_sentences == [LostSentence(2, "no_piece"), LostSentence(3, "no_piece")]
+    part = encoded.take(np.array([3, 1]))
+    assert part.own is not None
+    assert part.own.tolist() == [[2, 4], [1, 4]]
+    assert encode(fast("wordpiece"), sentences, None, 6).own is None
+
+
+def test_whole_sentences_that_have_no_state() -> None:
+    bare = PreTrainedTokenizerFast(tokenizer_object=bare_bytes())
+    alone = encode(bare, [["a"], ["a", "man"]], None, 64, needs_context=True, whole=True)
+    assert alone.lost_sentences == [LostSentence(0, "no_context")]
+    assert alone.own is not None
+    assert (alone.own[0].tolist(), alone.own[1, 0]) == ([0, 0], 1)
+    for how, why in (("skip", "too_long"), ("cut", "truncated")):
+        encoded = encode(fast("wordpiece"), [["狗"] * 5], None, 6, long_sentences=how, whole=True)  # type: ignore[arg-type]
+        assert encoded.lost_sentences == [LostSentence(0, why)]  # type: ignore[arg-type]
+        assert len(encoded.words) == (4 if how == "cut" else 0)
+    none_fits = encode(fast("wordpiece"), [["狗"] * 5], None, 2, long_sentences="window", whole=True)
+    assert none_fits.lost_sentences == [LostSentence(0, "truncated")]
+
+
+def test_a_sentence_without_an_alignment_can_be_read_whole(tmp_path: Path) -> None:
+    tokenizer = save_m2m100_tokenizer(tmp_path, "61 20 62\t63\n")  # 'a b' becomes 'c'
+    encoded = encode(tokenizer, [["a", "b", "man"]], None, 512, whole=True)
+    assert [lost.why for lost in encoded.lost] == ["no_alignment"] * 3
+    assert encoded.lost_sentences == []
+    assert encoded.own is not None
+    assert encoded.own.tolist() == [[1, len(encoded.ids[0]) - 1]]
+
+
+def test_codes_of_languages(python_based: M2M100Tokenizer) -> None:
+    mbart, nllb = MBartTokenizer(), NllbTokenizer()
+    for tokenizer, language, code in (
+        (mbart, "de", "de_DE"),
+        (mbart, "de_DE", "de_DE"),
+        (mbart, "zh", "zh_CN"),
+        (python_based, "de", "de"),
+        (nllb, "deu", "deu_Latn"),
+        (nllb, "zho_Hans", "zho_Hans"),
+        (fast("bytes"), "de", None),
+    ):
+        assert language_code(tokenizer, language) == code
+    for tokenizer, language, message in (
+        (nllb, "zho", "language 'zho': the tokenizer has zho_Hans and zho_Hant; name one of them"),
+        (
+            mbart,
+            "pt",
+            "language 'pt': the tokenizer has no such code, expected one of its 25; the first are ar_AR, cs_CZ, de_DE, "
+            "en_XX, es_XX, et_EE, fi_FI, fr_XX",
+        ),
+        (
+            mbart,
+            "zh_TW",
+            "language 'zh_TW': the tokenizer has no such code, expected one of its 25; those that begin alike: zh_CN",
+        ),
+    ):
+        with pytest.raises(InputError, match=f"^{message}$"):
+            language_code(tokenizer, language)
 
 
 def _words(encoded: Encoded) -> zip[tuple[int, ...]]:

@@ -56,6 +56,10 @@ class InProcess(Cluster):
 
         yield LocalPoints([read(shard) for shard in shards])
 
+    def on_other_nodes(self, work: Callable[[T], R], item: T) -> Iterator[tuple[str, R | Failure]]:
+        """See `Cluster.on_other_nodes`; there is none."""
+        return iter(())
+
     def close(self) -> None:
         """Give the libraries their threads back."""
         self._restore_threads()

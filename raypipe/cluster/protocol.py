@@ -119,6 +119,13 @@ class Cluster(Protocol):
             ClusterError: a worker died too often, found no room, or did not answer in time.
         """
 
+    def on_other_nodes(self, work: Callable[[T], R], item: T) -> Iterator[tuple[str, R | Failure]]:
+        """Run `work(item)` once on every node but this process's own.
+
+        Yields:
+            (name of the node, result), in the order of the nodes' ids.
+        """
+
     def close(self) -> None:
         """End what is still running; a Ray that was started here is shut down."""
 

@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import grpc
 import numpy as np
 import ray
 from ray._private.grpc_utils import init_grpc_channel
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypipe.cluster.protocol import MAX_DEATHS, Cluster, Failure, Points, R, Resources, S, T, Worker, one_line, raised
 from raypipe.cluster.ray_points import open_points
 from raypipe.cluster.ray_stream import stream
-from raypipe.cluster.ray_wait import capacity, fetch, options, wait_any, wanted_and_found
+from raypipe.cluster.ray_wait import capacity, fetch, options, room, wait_any, wanted_and_found
 from raypipe.cluster.threads import limit_threads
 from raypipe.errors import ClusterError
 
@@ -50,12 +52,12 @@ class RayCluster(Cluster):
         """See `Cluster.map`."""
         # Ray's own retries are off: ours count memory kills and lost nodes alike.
         task = ray.remote(max_retries=0, **options(self.resources))(_run)
-        todo = deque((index, 0) for index in range(len(items)))
+        waiting = deque((index, 0) for index in range(len(items)))
         pending: dict[Any, tuple[int, int]] = {}
         try:
-            while todo or pending:
-                while todo and len(pending) < self.resources.workers:
-                    index, deaths = todo.popleft()
+            while waiting or pending:
+                while waiting and len(pending) < self.resources.workers:
+                    index, deaths = waiting.popleft()
                     reference = task.remote(work, items[index], self.resources.threads)
                     pending[reference] = index, deaths
                     self._running.add(reference)
@@ -65,7 +67,7 @@ class RayCluster(Cluster):
                 result = fetch(done)
                 if isinstance(result, Failure) and result.kind == "machine":
                     if deaths < MAX_DEATHS:
-                        todo.appendleft((index, deaths + 1))
+                        waiting.appendleft((index, deaths + 1))
                         continue
                     result = replace(result, message=f"{result.message}, for the {deaths + 1}th time")
                 yield index, result
@@ -80,6 +82,18 @@ class RayCluster(Cluster):
     def points(self, read: Callable[[S], np.ndarray], shards: Sequence[S]) -> AbstractContextManager[Points]:
         """See `Cluster.points`."""
         return open_points(read, shards, self.resources)
+
+    def on_other_nodes(self, work: Callable[[T], R], item: T) -> Iterator[tuple[str, R | Failure]]:
+        """See `Cluster.on_other_nodes`; a node that cannot hold a worker is left out, since nothing will run there."""
+        own = ray.get_runtime_context().get_node_id()
+        others = [node for node in ray.nodes() if node["NodeID"] != own and room(node, self.resources)]
+        sent = []
+        for node in sorted(others, key=itemgetter("NodeID")):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(max_retries=0, num_cpus=0, scheduling_strategy=there)(_run)
+            sent.append((node["NodeManagerAddress"], task.remote(work, item, self.resources.threads)))
+        for address, reference in sent:
+            yield address, fetch(reference)
 
     def close(self) -> None:
         """End pending work; leave the cluster, or shut it down if it was started here."""

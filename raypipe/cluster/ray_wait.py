@@ -32,14 +32,16 @@ def options(resources: Resources) -> dict[str, float]:
 
 def capacity(resources: Resources) -> int:
     """How many workers the living nodes could hold if nothing else ran there."""
+    return sum(room(node, resources) for node in ray.nodes())
+
+
+def room(node: dict[str, Any], resources: Resources) -> int:
+    """How many workers one of `ray.nodes()` could hold if nothing else ran there."""
     names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
     wanted = {names[option]: amount for option, amount in options(resources).items()}
+    held = node["Resources"] if node["Alive"] else {}
     # The margin lets ten workers of 0.1 share one GPU.
-    return sum(
-        int(min(node["Resources"].get(name, 0.0) / amount for name, amount in wanted.items()) + 1e-9)
-        for node in ray.nodes()
-        if node["Alive"]
-    )
+    return int(min(held.get(name, 0.0) / amount for name, amount in wanted.items()) + 1e-9)
 
 
 def wanted_and_found(resources: Resources) -> str:

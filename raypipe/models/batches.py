@@ -1,11 +1,17 @@
-"""Which sentences go through the model together."""
+"""Rows: which go through the model together, what is fed to it, side by side in one array, and sentences made of them after.
+
+Axes: B rows of a batch, T pieces of the longest, n rows in all, S sentences.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.errors import GridError
+from raypipe.errors import GridError, InputError
+from raypipe.models.words import Encoded
 
 
 def plan_batches(lengths: NDArray[np.integer], token_budget: int) -> list[NDArray[np.int64]]:
@@ -35,3 +41,100 @@ def plan_batches(lengths: NDArray[np.integer], token_budget: int) -> list[NDArra
             batches.append(np.sort(order[start:stop]))
             start = stop
     return batches
+
+
+def feed_decoder(
+    encoded: Encoded, source: str, start: int | None
+) -> tuple[list[NDArray[np.int32]], list[NDArray[np.int32]]]:
+    """What a decoder and the encoder before it read for each row: int32 [pieces] each.
+
+    The decoder reads the row without the special tokens that close it, behind a start token.
+
+    Args:
+        encoded: the rows, none empty.
+        source: what the encoder reads: the row itself (`copy`), only the special tokens that close it (`empty`), or its line of
+            `Encoded.source` (`pair`).
+        start: id of the start token; None takes the row's last one.
+
+    Raises:
+        InputError: the lines for `pair` are missing, or one is empty.
+    """
+    stops = [len(ids) - closing for ids, closing in zip(encoded.ids, encoded.closing, strict=True)]
+    fed = [
+        np.concatenate([ids[-1:] if start is None else np.array([start], np.int32), ids[:stop]])
+        for ids, stop in zip(encoded.ids, stops, strict=True)
+    ]
+    lines = encoded.ids
+    if source == "empty":
+        lines = [ids[stop:] for ids, stop in zip(encoded.ids, stops, strict=True)]
+    elif source == "pair":
+        if encoded.source is None:
+            raise InputError("decoder_source pair: no lines for the encoder; encode with sources")
+        lines = encoded.source
+    for sentence, ids in zip(encoded.sentences, lines, strict=True):
+        if not len(ids):
+            raise InputError(
+                f"sentence {sentence}: nothing for the encoder to read, no piece and no special token; "
+                "leave the sentence out, or set decoder_source to copy"
+            )
+    return fed, lines
+
+
+def own_positions(encoded: Encoded, shift: int, length: int) -> NDArray[np.bool_]:
+    """The positions whose states belong to each row's sentence (`Encoded.own`), bool [B, length].
+
+    `shift` goes from a piece's place in its row to that of its state.
+
+    Raises:
+        InputError: the sentences were not read whole, or a state would stand before the first position.
+    """
+    if encoded.own is None:
+        raise InputError("sentences: not read whole; encode them with this extractor")
+    begin, stop = (encoded.own + shift).T[:, :, None]
+    alone = np.flatnonzero((begin < 0) & (begin < stop))
+    if len(alone):
+        raise InputError(
+            f"sentence {encoded.sentences[alone[0]]}: nothing stands before its first piece to predict it from"
+        )
+    at = np.arange(length)
+    inside: NDArray[np.bool_] = (begin <= at) & (at < stop)
+    return inside
+
+
+def pad(rows: Sequence[NDArray[np.int32]], filling: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ids and mask, int64 [B, T] each, of B rows, filled up on the right, where positions stay those of the text."""
+    lengths = np.array([len(row) for row in rows])
+    mask_BT = np.arange(lengths.max()) < lengths[:, None]
+    ids_BT = np.full(mask_BT.shape, filling, np.int64)
+    ids_BT[mask_BT] = np.concatenate(rows)
+    return ids_BT, mask_BT.astype(np.int64)
+
+
+class Merge:
+    """Puts the rows of each sentence together, in the order of the rows.
+
+    Args:
+        sentences: int64 [n], the sentence of each row.
+        own: int64 [n, 2], start and stop of what each row holds for its sentence; rows that hold nothing are left out. None
+            holds nothing in any.
+
+    Attributes:
+        numbers: int64 [S], the sentences that have something, ascending.
+    """
+
+    def __init__(self, sentences: NDArray[np.int64], own: NDArray[np.int64] | None):
+        counts = np.zeros(len(sentences), np.int64) if own is None else own[:, 1] - own[:, 0]
+        rows = np.flatnonzero(counts > 0)
+        self._rows = rows[np.argsort(sentences[rows], kind="stable")]
+        self.numbers, self._starts = np.unique(sentences[self._rows], return_index=True)
+        self._counts = np.add.reduceat(counts[self._rows], self._starts)
+
+    def mean(self, sums: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[.., n, D] sums over the rows -> [.., S, D], the mean over what they hold."""
+        means: NDArray[np.float32] = np.add.reduceat(sums[:, self._rows], self._starts, axis=1)
+        means /= self._counts[:, None]
+        return means
+
+    def largest(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[.., n, F] largest values in the rows -> [.., S, F]."""
+        return np.maximum.reduceat(values[:, self._rows], self._starts, axis=1)

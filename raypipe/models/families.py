@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from raypipe.errors import InputError
+
 
 @dataclass(frozen=True)
 class Part:
@@ -15,13 +17,25 @@ class Part:
         blocks: attribute path of the list of blocks inside the base model.
         norm: attribute path of the norm after the last block; None where there is none.
         layers: the configuration's name of the number of blocks.
-        parameters: weights of one block on average, from the configuration; embeddings, heads and the last norm not counted.
+        down: attribute path, inside a block, of the feed-forward's down projection; its inputs are the block's neurons.
+        inner: the configuration's name of their number.
+        weights: weights of one block on average, from the configuration and the number of neurons.
     """
 
     blocks: str
     norm: str | None
     layers: str
-    parameters: Callable[[Any], float]
+    down: str
+    inner: str
+    weights: Callable[[Any, int], float]
+
+    def neurons(self, config: Any) -> int:
+        """Neurons of a block: what the configuration says, else four times the width."""
+        return int(getattr(config, self.inner, None) or 4 * config.hidden_size)
+
+    def parameters(self, config: Any) -> float:
+        """Weights of one block on average; embeddings, heads and the last norm not counted."""
+        return self.weights(config, self.neurons(config))
 
 
 @dataclass(frozen=True)
@@ -50,88 +64,118 @@ class Family:
         return tuple(self.parts)
 
 
-def _plain(inner: str = "", *, crossed: bool = False) -> Callable[[Any], float]:
+def _plain(*, crossed: bool = False) -> Callable[[Any, int], float]:
     """Four attention matrices (eight with attention to an encoder), two feed-forward ones, their biases and layer norms."""
 
-    def parameters(config: Any) -> float:
+    def weights(config: Any, neurons: int) -> float:
         width = config.hidden_size
-        wide = getattr(config, inner, None) or 4 * width
         attention = 4 * width * width + 6 * width
-        return float(attention * (1 + crossed) + 2 * width * wide + wide + 3 * width)
+        return float(attention * (1 + crossed) + 2 * width * neurons + neurons + 3 * width)
 
-    return parameters
+    return weights
 
 
-def _t5(*, crossed: bool) -> Callable[[Any], float]:
+def _t5(component: str, layers: str, *, crossed: bool) -> Part:
     """No biases; the buckets of relative positions are in the first block only."""
 
-    def parameters(config: Any) -> float:
+    def weights(config: Any, neurons: int) -> float:
         width, heads = config.d_model, config.num_heads
         attention = 4 * width * heads * config.d_kv + width
         buckets = config.relative_attention_num_buckets * heads
-        blocks = config.num_decoder_layers if crossed else config.num_layers
-        feed_forward = (2 + config.is_gated_act) * width * config.d_ff + width
-        return float(attention * (1 + crossed) + feed_forward + buckets / blocks)
+        feed_forward = (2 + config.is_gated_act) * width * neurons + width
+        return float(attention * (1 + crossed) + feed_forward + buckets / getattr(config, layers))
 
-    return parameters
+    down = f"layer.{1 + crossed}.DenseReluDense.wo"
+    return Part(f"{component}.block", f"{component}.final_layer_norm", layers, down, "d_ff", weights)
 
 
-def _modernbert(config: Any) -> float:
+def _modernbert(config: Any, neurons: int) -> float:
     """Gated feed-forward, no biases; the first block has one norm less."""
     width = config.hidden_size
-    return float(4 * width**2 + 3 * width * config.intermediate_size + 2 * width - width / config.num_hidden_layers)
+    return float(4 * width**2 + 3 * width * neurons + 2 * width - width / config.num_hidden_layers)
 
 
-def _gated(*, norms: int = 2, biased: bool = False, normed_heads: bool = False) -> Callable[[Any], float]:
+def _gated(*, norms: int = 2, biased: bool = False, normed_heads: bool = False) -> dict[str, Part]:
     """Grouped attention and a gated feed-forward, with the biases of queries, keys and values where `biased`."""
 
-    def parameters(config: Any) -> float:
+    def weights(config: Any, neurons: int) -> float:
         width, heads = config.hidden_size, config.num_attention_heads
         head = getattr(config, "head_dim", None) or width // heads
         queries, keys = heads * head, config.num_key_value_heads * head
         extra = biased * (queries + 2 * keys) + normed_heads * 2 * head + norms * width
-        return float(2 * width * (queries + keys) + 3 * width * config.intermediate_size + extra)
+        return float(2 * width * (queries + keys) + 3 * width * neurons + extra)
 
-    return parameters
-
-
-def _decoder(blocks: str, norm: str, parameters: Callable[[Any], float]) -> dict[str, Part]:
-    return {"decoder": Part(blocks, norm, "num_hidden_layers", parameters)}
+    return {"decoder": Part("layers", "norm", "num_hidden_layers", "mlp.down_proj", "intermediate_size", weights)}
 
 
-_BERT = {"encoder": Part("encoder.layer", None, "num_hidden_layers", _plain("intermediate_size"))}
+def _bart(component: str, *, crossed: bool) -> Part:
+    blocks, norm, inner = f"{component}.layers", f"{component}.layer_norm", f"{component}_ffn_dim"
+    return Part(blocks, norm, f"{component}_layers", "fc2", inner, _plain(crossed=crossed))
+
+
+def _gpt(down: str) -> dict[str, Part]:
+    return {"decoder": Part("h", "ln_f", "num_hidden_layers", down, "n_inner", _plain())}
+
+
+_BERT = {"encoder": Part("encoder.layer", None, "num_hidden_layers", "output.dense", "intermediate_size", _plain())}
 _ROBERTA = Family(_BERT, positions_after_padding=True, pooler=True)
 _T5 = Family(
     {
-        "encoder": Part("encoder.block", "encoder.final_layer_norm", "num_layers", _t5(crossed=False)),
-        "decoder": Part("decoder.block", "decoder.final_layer_norm", "num_decoder_layers", _t5(crossed=True)),
+        "encoder": _t5("encoder", "num_layers", crossed=False),
+        "decoder": _t5("decoder", "num_decoder_layers", crossed=True),
     },
     positions=None,
 )
-_BART = {
-    "encoder": Part("encoder.layers", "encoder.layer_norm", "encoder_layers", _plain("encoder_ffn_dim")),
-    "decoder": Part("decoder.layers", "decoder.layer_norm", "decoder_layers", _plain("decoder_ffn_dim", crossed=True)),
-}
-_LLAMA = Family(_decoder("layers", "norm", _gated()))
+_BART = {"encoder": _bart("encoder", crossed=False), "decoder": _bart("decoder", crossed=True)}
+_LLAMA = Family(_gated())
 
 FAMILIES: dict[str, Family] = {
     "bert": Family(_BERT, pooler=True),
-    "bloom": Family(_decoder("h", "ln_f", _plain()), positions="seq_length", sdpa=False),
+    "bloom": Family(_gpt("mlp.dense_4h_to_h"), positions="seq_length", sdpa=False),
     "camembert": _ROBERTA,
-    "distilbert": Family({"encoder": Part("transformer.layer", None, "n_layers", _plain("hidden_dim"))}),
+    "distilbert": Family({"encoder": Part("transformer.layer", None, "n_layers", "ffn.lin2", "hidden_dim", _plain())}),
     "gemma": _LLAMA,
-    "gemma2": Family(_decoder("layers", "norm", _gated(norms=4)), sdpa=False),
-    "gemma3_text": Family(_decoder("layers", "norm", _gated(norms=4, normed_heads=True))),
-    "gpt2": Family(_decoder("h", "ln_f", _plain("n_inner"))),
+    "gemma2": Family(_gated(norms=4), sdpa=False),
+    "gemma3_text": Family(_gated(norms=4, normed_heads=True)),
+    "gpt2": Family(_gpt("mlp.c_proj")),
     "llama": _LLAMA,
     "m2m_100": Family(_BART),
     "mbart": Family(_BART, starts_with_last=True),
     "mistral": _LLAMA,
-    "modernbert": Family({"encoder": Part("layers", "final_norm", "num_hidden_layers", _modernbert)}),
+    "modernbert": Family(
+        {"encoder": Part("layers", "final_norm", "num_hidden_layers", "mlp.Wo", "intermediate_size", _modernbert)}
+    ),
     "mt5": _T5,
-    "qwen2": Family(_decoder("layers", "norm", _gated(biased=True))),
-    "qwen3": Family(_decoder("layers", "norm", _gated(normed_heads=True))),
+    "qwen2": Family(_gated(biased=True)),
+    "qwen3": Family(_gated(normed_heads=True)),
     "roberta": _ROBERTA,
     "t5": _T5,
     "xlm-roberta": _ROBERTA,
 }
+
+
+def language_code(tokenizer: Any, language: str) -> str | None:
+    """The tokenizer's own code of a language; None for a tokenizer that puts no language's code beside a sentence.
+
+    mBART's, M2M100's and NLLB's do. A code that equals `language` is taken, else the one whose part before `_` does: `de` is
+    mBART's `de_DE` and M2M100's `de`, `deu` is NLLB's `deu_Latn`.
+
+    Raises:
+        InputError: no code fits, or several do.
+    """
+    if not hasattr(tokenizer, "src_lang"):
+        return None
+    # NLLB's keeps its codes with the other extra special tokens.
+    codes = [str(code) for code in getattr(tokenizer, "lang_code_to_id", tokenizer.extra_special_tokens)]
+    if language in codes:
+        return language
+    fitting = [code for code in codes if code.partition("_")[0] == language]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise InputError(f"language '{language}': the tokenizer has {' and '.join(fitting)}; name one of them")
+    alike = [code for code in codes if code[:2] == language[:2]]
+    raise InputError(
+        f"language '{language}': the tokenizer has no such code, expected one of its {len(codes)}; "
+        + (f"those that begin alike: {', '.join(alike)}" if alike else f"the first are {', '.join(codes[:8])}")
+    )

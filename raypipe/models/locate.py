@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Checkpoint:
         source: absolute directory, or the Hub id, of the configuration, the tokenizer and (unless random) the weights.
         hub: whether `source` is a Hub id.
         random_seed: seed of freshly initialised weights; None for stored ones.
+        commit: the Hub commit to read, whatever the revision names by then (see `pinned`); None reads the revision.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Checkpoint:
     source: str
     hub: bool
     random_seed: int | None
+    commit: str | None = None
 
     @property
     def label(self) -> str:
@@ -64,7 +66,7 @@ class Checkpoint:
     @property
     def hub_revision(self) -> str:
         """The revision to ask the Hub for; random weights take the configuration of `main`."""
-        return self.revision if self.random_seed is None else "main"
+        return self.commit or (self.revision if self.random_seed is None else "main")
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,15 @@ def checkpoints(name: str, path: str, revisions: Sequence[str]) -> list[Checkpoi
         near = _near(root.name, known)
         raise ModelError(f"model '{name}': '{path}' is neither a directory nor a Hub id (org/name){near}")
     return list(dict.fromkeys(found))
+
+
+def pinned(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the commit that its Hub revision names now; one of a directory as it is.
+
+    Raises:
+        ModelError: the Hub's commit cannot be found out.
+    """
+    return replace(checkpoint, commit=_commit(checkpoint)) if checkpoint.hub else checkpoint
 
 
 def facts(checkpoint: Checkpoint) -> ModelFacts:
@@ -202,7 +213,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """
     seed = [] if checkpoint.random_seed is None else [f"{RANDOM}{checkpoint.random_seed}"]
     if checkpoint.hub:
-        return _digest([_commit(checkpoint), *seed])
+        return _digest([f"{checkpoint.source}@{_commit(checkpoint)}", *seed])
     root = Path(checkpoint.source)
     weights = [] if seed else weight_files(root, checkpoint.label)
     return _digest([*_file_lines([root / CONFIG, *_tokenizer_files(root), *weights]), *seed])
@@ -215,7 +226,7 @@ def tokenizer_fingerprint(checkpoint: Checkpoint) -> str:
         ModelError: the Hub's commit cannot be found out.
     """
     if checkpoint.hub:
-        return _digest([_commit(checkpoint)])
+        return _digest([f"{checkpoint.source}@{_commit(checkpoint)}"])
     return _digest(_file_lines(_tokenizer_files(Path(checkpoint.source))))
 
 
@@ -347,7 +358,7 @@ def _commit(checkpoint: Checkpoint) -> str:
     if path is None:
         raise ModelError(f"{checkpoint.label}: no {CONFIG} in {checkpoint.source}; expected a saved transformers model")
     # The cache keeps a file at snapshots/COMMIT/NAME.
-    return f"{checkpoint.source}@{path.parent.name}"
+    return path.parent.name
 
 
 def _digest(lines: Sequence[str]) -> str:

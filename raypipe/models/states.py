@@ -1,28 +1,29 @@
-"""Hidden states of words: one forward for all layers, pieces pooled to words on the device, one copy out.
+"""Hidden states of words and sentences: one forward for all layers, pieces pooled on the device, one copy out.
 
-Axes: B rows of a batch, T pieces of the longest, W words, L layers asked for, D the model's width.
+Axes: B rows of a batch, T pieces of the longest, W words, S sentences, L layers asked for, D the model's width, M those of the
+layers that are blocks (not 0), F neurons of a block.
 A decoder that is fed `[start] p1 p2 ... pn` has one state per position: the one at the position of piece p has read it, the
 one before it predicts it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.errors import GridError, InputError, ModelError
-from raypipe.models.batches import plan_batches
-from raypipe.models.layers import Batch, Reader
+from raypipe.models.batches import Merge, feed_decoder, own_positions, pad, plan_batches
+from raypipe.models.layers import Batch, Reader, pool, total
 from raypipe.models.load import load_model, load_tokenizer
 from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, read_config
 from raypipe.models.windows import LongSentences
-from raypipe.models.words import Encoded, encode, encode_lines
+from raypipe.models.words import Encoded, check_words, encode, encode_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +35,30 @@ Stored = Literal["float32", "float16"]
 Component = Literal["encoder", "decoder"]
 DecoderState = Literal["read", "predict"]
 DecoderSource = Literal["copy", "empty", "pair"]
+Also = Literal["sentences", "neurons"]
+Floats = NDArray[np.floating]
 TOKEN_BUDGET = 1024  # pieces of one batch of `word_states`, padding included
+
+
+class States(NamedTuple):
+    """What an `Extractor` reads of some encoded sentences.
+
+    The tokens of a sentence are its pieces, the unknown one among them; special tokens around it (start, end, language code)
+    are none. A piece's state is the one that words are made of: with the decoder state `predict`, at the position before it.
+    Of a sentence read in windows each token counts once, from the window where it is farthest from an edge.
+
+    Attributes:
+        words: [L, W, D], words in the order of the `Encoded`.
+        sentence: int64 [S], the caller's index of each sentence that has a state, ascending; empty if none was asked for.
+        sentences: [L, S, D], the mean over a sentence's tokens, added in float32; None unless asked for.
+        neurons: [M, S, F], the largest value over a sentence's tokens of each neuron: of the inputs of the down projection of
+            the block's feed-forward, after the non-linearity and the gate; None unless asked for.
+    """
+
+    words: Floats
+    sentence: NDArray[np.int64]
+    sentences: Floats | None
+    neurons: Floats | None
 
 
 class Extractor:
@@ -43,9 +67,13 @@ class Extractor:
     Layer i is what transformers returns as `hidden_states[i]`: 0 the embeddings, i the output of block i, the last one after
     the final norm where the family has one. Blocks after the highest layer asked for are not run.
 
+    A decoder beside an encoder is fed its start token, then the sentence as the tokenizer opens it: `[start] lang? pieces`. The
+    code of the line's own language stands where the model was trained to have it: after the start token (M2M100, NLLB,
+    mBART-50) or as the start token itself (mBART). It is never part of a word or of a sentence's state.
+
     Args:
         checkpoint: what to load.
-        layers: layer ids, in the order of the output's second axis.
+        layers: layer ids, in the order of the results' axis of layers.
         pooling: the word's last piece, its first, or the mean of its pieces.
         compute: precision of the products (autocast); weights, sums and results are float32.
         threads: CPU threads of torch in this process.
@@ -55,12 +83,15 @@ class Extractor:
         decoder_source: what the encoder reads while the decoder of the same model reads a line: the same line (`copy`), only
             the special tokens that close it (`empty`), or another line (`pair`).
         final_norm: False takes the last layer before the final norm.
+        also: what `run` reads beside the words: states of `sentences`, `neurons`. Every sentence is then read whole.
 
     Attributes:
         tokenizer: the checkpoint's tokenizer, for `encode`.
         facts: the checkpoint's `ModelFacts`.
         layers: the layer ids, as asked.
         width: D.
+        neuron_layers: those of the layers that have neurons, M.
+        neurons: F.
 
     Raises:
         GridError: a layer or an option is unknown, or the model has no such component.
@@ -80,12 +111,25 @@ class Extractor:
         decoder_state: DecoderState = "read",
         decoder_source: DecoderSource = "copy",
         final_norm: bool = True,
+        also: Sequence[Also] = (),
     ):
         self.facts = facts(checkpoint)
         self.layers = tuple(layers)
         self.width = self.facts.width
-        _check_choices(pooling=pooling, compute=compute, decoder_state=decoder_state, decoder_source=decoder_source)
+        _check_choice("pooling", pooling, Pooling)
+        _check_choice("compute", compute, Compute)
+        _check_choice("decoder_state", decoder_state, DecoderState)
+        _check_choice("decoder_source", decoder_source, DecoderSource)
+        for name in also:
+            _check_choice("also", name, Also)
         _check_layers(checkpoint.model, self.facts, component, self.layers)
+        self.neuron_layers = tuple(layer for layer in self.layers if layer)
+        if "neurons" in also and not self.neuron_layers:
+            raise GridError("layers: 0 alone has no neurons; add a block, from 1 on")
+        # What is read, and of which layers.
+        self._layers_of = {"words": self.layers} | dict.fromkeys(also, self.layers)
+        self._layers_of |= {name: self.neuron_layers for name in also if name == "neurons"}
+        self._whole = bool(also)
         import torch
 
         torch.set_num_threads(threads)
@@ -97,6 +141,7 @@ class Extractor:
         self._model = load_model(checkpoint, max(self.layers), component).to(self._device)
         family, config = read_config(checkpoint)
         self._reader = Reader(self._model, family, component, self.layers, final_norm=final_norm)
+        self.neurons = family.parts[component].neurons(config)
         # A decoder beside an encoder is fed a start token in front of the pieces.
         self._source = decoder_source if component == "decoder" and config.is_encoder_decoder else None
         self._start = None if family.starts_with_last else getattr(config, "decoder_start_token_id", None)
@@ -112,24 +157,35 @@ class Extractor:
         wanted: Sequence[Sequence[int]] | None = None,
         *,
         long_sentences: LongSentences = "cut",
+        language: str | None = None,
         sources: Sequence[Sequence[str]] | None = None,
+        source_language: str | None = None,
     ) -> Encoded:
-        """`encode` with this model's tokenizer, limit and need of context.
+        """`encode` with this model's tokenizer, limit and need of context, of whole sentences where `also` needs them.
 
         Args:
             sentences: the words of each sentence.
             wanted: per sentence the tokens to read; None reads every word.
             long_sentences: what becomes of sentences that are too long.
-            sources: with `decoder_source="pair"`, the words that the encoder reads for each sentence.
+            language: of the sentences, such as `de`, for tokenizers that put a language's code beside them; others ignore
+                it. None takes the tokenizer's own. The encoder reads `copy` and `empty` lines under the same code.
+            sources: with `decoder_source="pair"`, the words that the encoder reads for each sentence; one that is too long is
+                an error unless `long_sentences` is `cut`.
+            source_language: with `sources`, their language; given exactly when `language` is.
 
         Raises:
-            GridError, InputError: as `encode`; or `sources` are missing, not needed, or of another number.
+            GridError, InputError: as `encode`; or `sources` or their language are missing, not needed, or of another number.
         """
-        if (sources is None) == (self._source == "pair") or (sources is not None and len(sources) != len(sentences)):
-            given = "none" if sources is None else str(len(sources))
-            needed = str(len(sentences)) if self._source == "pair" else "none"
+        given = "none" if sources is None else str(len(sources))
+        needed = str(len(sentences)) if self._source == "pair" else "none"
+        if given != needed:
             raise InputError(
                 f"lines for the encoder: {given}, expected {needed}; they go with decoder_source pair only"
+            )
+        needed = "none" if sources is None or language is None else "one"
+        if (source_language is None) != (needed == "none"):
+            raise InputError(
+                f"source_language: {source_language or 'none'}, expected {needed}; it goes with sources and language"
             )
         encoded = encode(
             self.tokenizer,
@@ -138,10 +194,14 @@ class Extractor:
             self.facts.max_pieces,
             long_sentences=long_sentences,
             needs_context=self._shift < 0,
+            whole=self._whole,
+            language=language,
         )
         if sources is None:
             return encoded
-        lines = encode_lines(self.tokenizer, sources, self.facts.max_pieces)
+        lines = encode_lines(
+            self.tokenizer, sources, self.facts.max_pieces, long_sentences=long_sentences, language=source_language
+        )
         return replace(encoded, source=[lines[sentence] for sentence in encoded.sentences])
 
     def __call__(self, encoded: Encoded) -> NDArray[np.float32]:
@@ -157,57 +217,77 @@ class Extractor:
             InputError: a word or the encoder has nothing to read.
             ModelError: a state is NaN or infinite.
         """
-        import torch
-
         if not encoded.words:
             return np.empty((0, len(self.layers), self.width), np.float32)
-        filled = np.flatnonzero(encoded.lengths)
-        spots = (np.searchsorted(filled, encoded.row), encoded.first + self._shift, encoded.last + self._shift)
-        if spots[1].min() < 0:
+        filled = encoded.lengths > 0
+        batch = encoded if filled.all() else encoded.take(np.flatnonzero(filled))
+        return self._read(batch)["words"].swapaxes(0, 1)
+
+    def run(self, encoded: Encoded, batches: Iterable[NDArray[np.int64]], dtype: Stored = "float32") -> States:
+        """States of all words of `encoded`, and what was asked for beside them.
+
+        Args:
+            encoded: the sentences, from `encode`.
+            batches: rows that go through the model together, as `plan_batches` makes them: each row that is not empty once.
+            dtype: precision of the result; everything is computed in float32.
+
+        Raises:
+            InputError: a word, a sentence or the encoder has nothing to read.
+            ModelError: a state is NaN or infinite, or overflows `dtype`.
+        """
+        found: dict[str, Floats] = {}
+        for name, layers in self._layers_of.items():
+            size = len(encoded.words if name == "words" else encoded.ids)
+            shape = (len(layers), size, self.neurons if name == "neurons" else self.width)
+            found[name] = np.empty(shape, dtype if name == "words" else np.float32)
+        for batch in batches:
+            for name, values in self._read(encoded.take(batch)).items():
+                with np.errstate(over="ignore"):
+                    found[name][:, encoded.words_of(batch) if name == "words" else batch] = values
+        merge = Merge(encoded.sentences, encoded.own if self._whole else None)
+        if "sentences" in found:
+            found["sentences"] = merge.mean(found["sentences"])
+        if "neurons" in found:
+            found["neurons"] = merge.largest(found["neurons"])
+        for name, values in found.items():
+            with np.errstate(over="ignore"):
+                found[name] = values.astype(dtype, copy=False)
+            for layer, of_layer in zip(self._layers_of[name], found[name], strict=True):
+                if not np.isfinite(of_layer).all():
+                    what = "neurons" if name == "neurons" else "states"
+                    raise ModelError(f"{self._checkpoint.label}: {what} of layer {layer} overflow {dtype}; use float32")
+        return States(found["words"], merge.numbers, found.get("sentences"), found.get("neurons"))
+
+    def _read(self, encoded: Encoded) -> dict[str, NDArray[np.float32]]:
+        """Of one batch, no row empty: `words` [L, W, D], `sentences` [L, B, D] (sums over own pieces), `neurons` [M, B, F]."""
+        import torch
+
+        spots = (encoded.row, encoded.first + self._shift, encoded.last + self._shift)
+        if spots[1].min(initial=0) < 0:
             raise InputError(
                 f"word '{encoded.words[int(spots[1].argmin())]}': nothing stands before it to predict it from"
             )
         with torch.inference_mode(), self._precision():
-            hidden = self._reader(self._batch(encoded, filled))
-            row, first, last = (torch.from_numpy(spot).to(self._device) for spot in spots)
-            pooled = [_pool(hidden[layer], row, first, last, self._pooling) for layer in self.layers]
-            states: NDArray[np.float32] = torch.stack(pooled, dim=1).cpu().numpy()
-        self._refuse_not_finite(states, encoded)
-        return states
+            fed = (encoded.ids,) if self._source is None else feed_decoder(encoded, self._source, self._start)
+            filling = self._model.config.pad_token_id or 0
+            batch = Batch(*(self._tensor(array) for ids in fed for array in pad(ids, filling)))
+            own = self._tensor(own_positions(encoded, self._shift, batch.ids.shape[1])) if self._whole else None
+            states, peaks = self._reader(batch, own if "neurons" in self._layers_of else None)
+            row, first, last = map(self._tensor, spots)
+            kept = {"words": [pool(states[layer], row, first, last, self._pooling) for layer in self.layers]}
+            if own is not None and "sentences" in self._layers_of:
+                kept["sentences"] = [total(states[layer], own) for layer in self.layers]
+            if "neurons" in self._layers_of:
+                kept["neurons"] = [peaks[layer] for layer in self.neuron_layers]
+            read = {name: torch.stack(values).cpu().numpy() for name, values in kept.items()}
+        for name, values in read.items():
+            self._refuse_not_finite(name, values, encoded)
+        return read
 
-    def _batch(self, encoded: Encoded, rows: NDArray[np.int64]) -> Batch:
-        own = [encoded.ids[row] for row in rows]
-        if self._source is None:
-            return Batch(*self._padded(own))
-        stops = [len(ids) - closing for ids, closing in zip(own, encoded.closing[rows], strict=True)]
-        fed = [
-            np.concatenate([ids[-1:] if self._start is None else np.array([self._start], np.int32), ids[:stop]])
-            for ids, stop in zip(own, stops, strict=True)
-        ]
-        source = own
-        if self._source == "empty":
-            source = [ids[stop:] for ids, stop in zip(own, stops, strict=True)]
-        elif self._source == "pair":
-            if encoded.source is None:
-                raise InputError("decoder_source pair: no lines for the encoder; encode with sources")
-            source = [encoded.source[row] for row in rows]
-        for row, ids in zip(rows, source, strict=True):
-            if not len(ids):
-                raise InputError(
-                    f"sentence {encoded.sentences[row]}: nothing for the encoder to read, no piece and no special token; "
-                    "leave the sentence out, or set decoder_source to copy"
-                )
-        return Batch(*self._padded(fed), *self._padded(source))
-
-    def _padded(self, ids: list[NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask, int64 [B, T] each, padded on the right, where positions stay those of the text."""
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         import torch
 
-        lengths = np.array([len(row) for row in ids])
-        mask_BT = np.arange(lengths.max()) < lengths[:, None]
-        ids_BT = np.full(mask_BT.shape, self._model.config.pad_token_id or 0, np.int64)
-        ids_BT[mask_BT] = np.concatenate(ids)
-        return torch.from_numpy(ids_BT).to(self._device), torch.from_numpy(mask_BT.astype(np.int64)).to(self._device)
+        return torch.from_numpy(array).to(self._device)
 
     def _precision(self) -> AbstractContextManager[Any]:
         import torch
@@ -216,14 +296,16 @@ class Extractor:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=getattr(torch, self._compute))
 
-    def _refuse_not_finite(self, states: NDArray[np.float32], encoded: Encoded) -> None:
-        if np.isfinite(states).all():
+    def _refuse_not_finite(self, name: str, values: NDArray[np.float32], encoded: Encoded) -> None:
+        if np.isfinite(values).all():
             return
-        word, place = np.argwhere(~np.isfinite(states).all(axis=2))[0]
+        place, at = np.argwhere(~np.isfinite(values).all(axis=2))[0]
+        whose = f"sentence {encoded.sentences[at]}"
+        if name == "words":
+            whose = f"word '{encoded.words[at]}' (sentence {encoded.sentence[at]}, token {encoded.token[at]})"
         raise ModelError(
-            f"{self._checkpoint.label}: the state of word '{encoded.words[word]}' (sentence {encoded.sentence[word]}, "
-            f"token {encoded.token[word]}) at layer {self.layers[place]} is not finite in {self._compute}; "
-            "compute in float32, or check the weights"
+            f"{self._checkpoint.label}: the {'largest neuron' if name == 'neurons' else 'state'} of {whose} at layer "
+            f"{self._layers_of[name][place]} is not finite in {self._compute}; compute in float32, or check the weights"
         )
 
 
@@ -234,6 +316,7 @@ def word_states(
     pooling: Pooling = "last",
     dtype: Stored = "float32",
     component: Component | None = None,
+    language: str | None = None,
 ) -> tuple[pa.Table, dict[int, NDArray[np.floating]]]:
     """States of every word of some sentences, for use outside a grid.
 
@@ -245,6 +328,7 @@ def word_states(
         dtype: precision of the result; everything is computed in float32.
         component: `encoder` or `decoder`; None takes the encoder if the model has one. States of a decoder are those that have
             read the word; an encoder before it reads the same sentence.
+        language: of the sentences, for a tokenizer that puts a language's code beside them; others ignore it.
 
     Returns:
         The words (sentence int32, token int32, word string), and for each layer its states, `dtype` [W, D], in the
@@ -252,17 +336,18 @@ def word_states(
 
     Raises:
         GridError: a layer, the pooling or the dtype is unknown.
-        InputError: a word is empty or holds whitespace, a sentence is too long, or the tokenizer drops a word.
+        InputError: a word is empty or holds whitespace, a sentence is too long, the tokenizer drops a word, or it has not
+            one code for the language.
         ModelError: the model cannot be found, loaded or used.
     """
     import pyarrow as pa
 
-    _check_choices(dtype=dtype)
-    _check_words(sentences)
+    _check_choice("dtype", dtype, Stored)
+    check_words(sentences)
     checkpoint = _one_checkpoint(model)
     part = component or cast(Component, facts(checkpoint).components[0])
     extractor = Extractor(checkpoint, layers=layers, pooling=pooling, component=part)
-    encoded = extractor.encode(sentences)
+    encoded = extractor.encode(sentences, language=language)
     for lost in encoded.lost:
         if lost.why == "truncated":
             raise InputError(
@@ -277,16 +362,8 @@ def word_states(
         raise InputError(
             f"sentences[{lost.sentence}]: the tokenizer of '{model}' drops word {lost.token} {word!r}; leave it out"
         )
-    states = {layer: np.empty((len(encoded.words), extractor.width), dtype) for layer in extractor.layers}
-    budget = max(TOKEN_BUDGET, *encoded.lengths, 0)
-    for rows in plan_batches(encoded.lengths, budget):
-        values = extractor(encoded.take(rows))
-        at = encoded.words_of(rows)
-        for place, layer in enumerate(extractor.layers):
-            with np.errstate(over="ignore"):
-                states[layer][at] = values[:, place]
-            if not np.isfinite(states[layer][at]).all():
-                raise ModelError(f"model '{model}': states of layer {layer} overflow {dtype}; use float32")
+    batches = plan_batches(encoded.lengths, max(TOKEN_BUDGET, *encoded.lengths, 0))
+    states = extractor.run(encoded, batches, dtype).words
     words = pa.table(
         {
             "sentence": pa.array(encoded.sentence, pa.int32()),
@@ -294,20 +371,7 @@ def word_states(
             "word": pa.array(encoded.words, pa.string()),
         }
     )
-    return words, states
-
-
-def _pool(hidden: torch.Tensor, row: torch.Tensor, first: torch.Tensor, last: torch.Tensor, how: str) -> torch.Tensor:
-    """[B, T, D] states of pieces -> float32 [W, D] states of words. The mean adds piece by piece, in one fixed order."""
-    import torch
-
-    if how != "mean":
-        return hidden[row, last if how == "last" else first].float()
-    total = hidden[row, first].float()
-    for step in range(1, int((last - first).max()) + 1):
-        inside = first + step <= last
-        total += torch.where(inside[:, None], hidden[row, torch.minimum(first + step, last)].float(), 0.0)
-    return total / (last - first + 1)[:, None]
+    return words, dict(zip(extractor.layers, states, strict=True))
 
 
 def _check_layers(model: str, facts: ModelFacts, component: str, layers: Sequence[int]) -> None:
@@ -322,26 +386,9 @@ def _check_layers(model: str, facts: ModelFacts, component: str, layers: Sequenc
             raise GridError(f"layers: {layer} is outside 0..{blocks} of model {model}")
 
 
-def _check_choices(**chosen: str) -> None:
-    known = {
-        "pooling": Pooling,
-        "compute": Compute,
-        "decoder_state": DecoderState,
-        "decoder_source": DecoderSource,
-        "dtype": Stored,
-    }
-    for field, value in chosen.items():
-        if value not in get_args(known[field]):
-            raise GridError(f"{field}: '{value}' is unknown; choose one of {', '.join(get_args(known[field]))}")
-
-
-def _check_words(sentences: Sequence[Sequence[str]]) -> None:
-    for index, words in enumerate(sentences):
-        if isinstance(words, str):
-            raise InputError(f"sentences[{index}]: a string, expected a list of words; split it on whitespace")
-        for token, word in enumerate(words):
-            if word.split() != [word]:
-                raise InputError(f"sentences[{index}]: word {token} {word!r} is empty or holds whitespace; split it")
+def _check_choice(field: str, value: str, known: Any) -> None:
+    if value not in get_args(known):
+        raise GridError(f"{field}: '{value}' is unknown; choose one of {', '.join(get_args(known))}")
 
 
 def _one_checkpoint(model: str) -> Checkpoint:

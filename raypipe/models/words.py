@@ -8,14 +8,15 @@ and for words with punctuation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.errors import GridError, InputError
+from raypipe.models.families import language_code
 from raypipe.models.pieces import Pieces, tokenise
 from raypipe.models.windows import LongSentences, nearest, part_ids, special_ends, windows
 
@@ -38,14 +39,27 @@ class Lost(NamedTuple):
     why: Literal["no_piece", "truncated", "too_long", "no_context", "no_alignment"]
 
 
+class LostSentence(NamedTuple):
+    """A sentence without a state of its own, though whole sentences were asked for.
+
+    Attributes:
+        sentence: the caller's index.
+        why: `no_piece` (the tokenizer leaves nothing of it), `truncated` (its end was cut off), `too_long` (it was skipped),
+            `no_context` (nothing stands before its only piece).
+    """
+
+    sentence: int
+    why: Literal["no_piece", "truncated", "too_long", "no_context"]
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Sentences as pieces, and the pieces of each wanted word.
 
-    A row is a sentence, or a window of one; a sentence without a word to read has one empty row.
+    A row is a sentence, or a window of one; a sentence of which nothing is to be read has one empty row.
 
     Attributes:
-        ids: per row int32 [pieces], special tokens included; empty where no word is to be read.
+        ids: per row int32 [pieces], special tokens included; empty where nothing is to be read.
         sentences: int64 [n], the caller's sentence index of each row.
         row: int64 [w], the word's place in `ids`. Words are sorted by row, then token.
         token: int64 [w], the word's place in its sentence.
@@ -55,6 +69,9 @@ class Encoded:
         lost: the wanted words that have no state, by sentence and token; empty after `take`.
         closing: int64 [n], special tokens at the end of each row.
         source: per row what the encoder reads for a decoder that has another line than its own, int32 [pieces]; else None.
+        own: int64 [n, 2], start and stop of the positions in each row that the state of its sentence is made of; each piece of
+            a sentence stands in one row's, no special token in any. None unless sentences were read whole.
+        lost_sentences: the sentences without a state, ascending; empty after `take` and unless they were read whole.
     """
 
     ids: list[NDArray[np.int32]]
@@ -67,6 +84,8 @@ class Encoded:
     lost: list[Lost]
     closing: Ints
     source: list[NDArray[np.int32]] | None = None
+    own: Ints | None = None
+    lost_sentences: list[LostSentence] = field(default_factory=list)
 
     @property
     def lengths(self) -> Ints:
@@ -100,6 +119,7 @@ class Encoded:
             lost=[],
             closing=self.closing[rows],
             source=None if self.source is None else [self.source[row] for row in rows],
+            own=None if self.own is None else self.own[rows],
         )
 
 
@@ -111,6 +131,8 @@ def encode(
     *,
     long_sentences: LongSentences = "cut",
     needs_context: bool = False,
+    whole: bool = False,
+    language: str | None = None,
 ) -> Encoded:
     """Tokenises sentences and finds the pieces of the wanted words.
 
@@ -130,24 +152,32 @@ def encode(
             half, each with all special tokens, each a row; a word is taken from the one where it is farthest from an
             edge. `skip`: its words are lost. `error`: an InputError.
         needs_context: loses words whose first piece is the first of its row.
+        whole: reads every sentence, also those without a wanted word, in all its windows, for a state of its own
+            (`Encoded.own`): each piece counts once, from the window where it is farthest from an edge; the first of a row
+            does not count under `needs_context`. A sentence that is cut or skipped has none (`Encoded.lost_sentences`).
+        language: of the sentences, for a tokenizer that puts a language's code beside them (`language_code`); None takes
+            the one that the tokenizer was saved with. Others ignore it.
 
     Raises:
         GridError: `long_sentences` is unknown.
-        InputError: a wanted token is beyond its sentence, or a sentence is too long and that is to be an error.
+        InputError: a wanted token is beyond its sentence, a sentence is too long and that is to be an error, or the
+            tokenizer has not one code for the language.
     """
     if long_sentences not in get_args(LongSentences):
         known = ", ".join(get_args(LongSentences))
         raise GridError(f"long_sentences: '{long_sentences}' is unknown; choose one of {known}")
     tokens = _wanted_tokens(sentences, wanted)
-    read = [index for index, chosen in enumerate(tokens) if len(chosen)]
-    pieces = dict(zip(read, tokenise(tokenizer, [sentences[index] for index in read]), strict=True))
+    read = [index for index, words in enumerate(sentences) if len(tokens[index]) or (whole and words)]
+    pieces = dict(zip(read, _in_language(tokenizer, [sentences[index] for index in read], language), strict=True))
     first, last = _spans(list(pieces.values()), [piece.words for piece in pieces.values()])
-    rows = _Rows([], [], [], [], [])
+    rows = _Rows([], [], [], [], [], [], [])
     base = 0
     for index, chosen in enumerate(tokens):
         piece = pieces.get(index)
         if piece is None:
-            rows.add(index, np.zeros(0, np.int32), 0)
+            rows.add_empty(index)
+            if whole:
+                rows.lost_sentences.append(LostSentence(index, "no_piece"))
             continue
         if long_sentences == "error" and len(piece.ids) > max_pieces:
             raise InputError(
@@ -155,24 +185,76 @@ def encode(
                 "or set long_sentences to window, skip or cut"
             )
         spans = [(token, int(first[base + token]), int(last[base + token])) for token in chosen]
-        _place(rows, index, piece, spans, max_pieces, long_sentences, needs_context)
+        _place(rows, index, piece, spans, max_pieces, long_sentences, needs_context, whole)
         base += len(piece.words)
     row, token_of, first_of, last_of = np.array(rows.kept, np.int64).reshape(-1, 4).T
     sentence = np.array(rows.sentences, np.int64)
     words = [sentences[sentence[at]][token] for at, token in zip(row, token_of, strict=True)]
     return Encoded(
-        rows.ids, sentence, row, token_of, first_of, last_of, words, rows.lost, np.array(rows.closing, np.int64)
+        rows.ids,
+        sentence,
+        row,
+        token_of,
+        first_of,
+        last_of,
+        words,
+        rows.lost,
+        np.array(rows.closing, np.int64),
+        own=np.array(rows.own, np.int64).reshape(-1, 2) if whole else None,
+        lost_sentences=rows.lost_sentences,
     )
 
 
-def encode_lines(tokenizer: Any, sentences: Sequence[Sequence[str]], max_pieces: int) -> list[NDArray[np.int32]]:
-    """Ids of whole sentences, int32 [pieces] each; of those longer than `max_pieces` as much as fits."""
+def encode_lines(
+    tokenizer: Any,
+    sentences: Sequence[Sequence[str]],
+    max_pieces: int,
+    *,
+    long_sentences: LongSentences = "cut",
+    language: str | None = None,
+) -> list[NDArray[np.int32]]:
+    """Ids of whole sentences, for an encoder beside the decoder whose words are read: int32 [pieces] each.
+
+    Arguments as in `encode`.
+
+    Raises:
+        InputError: a sentence is longer than `max_pieces` and is not to be cut, or the tokenizer has not one code for the
+            language.
+    """
     lines = []
-    for piece in tokenise(tokenizer, sentences):
+    for index, piece in enumerate(_in_language(tokenizer, sentences, language)):
+        if len(piece.ids) > max_pieces and long_sentences != "cut":
+            raise InputError(
+                f"sources[{index}]: {len(piece.ids)} pieces, the encoder reads {max_pieces} and knows no windows; "
+                "split the line, leave it out, or set long_sentences to cut"
+            )
         opening, closing = special_ends(piece)
         begin, end = opening, len(piece.ids) - closing
         lines.append(part_ids(piece, windows(begin, end, max_pieces - opening - closing, "cut")[0]))
     return lines
+
+
+def check_words(sentences: Sequence[Sequence[str]]) -> None:
+    """Raises InputError where a sentence is no list of words, or a word is empty or holds whitespace."""
+    for index, words in enumerate(sentences):
+        if isinstance(words, str):
+            raise InputError(f"sentences[{index}]: a string, expected a list of words; split it on whitespace")
+        for token, word in enumerate(words):
+            if word.split() != [word]:
+                raise InputError(f"sentences[{index}]: word {token} {word!r} is empty or holds whitespace; split it")
+
+
+def _in_language(tokenizer: Any, sentences: Sequence[Sequence[str]], language: str | None) -> list[Pieces]:
+    """`tokenise` with the code of a language; the tokenizer's own comes back after."""
+    code = None if language is None else language_code(tokenizer, language)
+    if code is None:
+        return tokenise(tokenizer, sentences)
+    before = tokenizer.src_lang
+    tokenizer.src_lang = code
+    try:
+        return tokenise(tokenizer, sentences)
+    finally:
+        tokenizer.src_lang = before
 
 
 class _Rows(NamedTuple):
@@ -181,15 +263,22 @@ class _Rows(NamedTuple):
     ids: list[NDArray[np.int32]]
     sentences: list[int]
     closing: list[int]
+    own: list[tuple[int, int]]
     kept: list[tuple[int, int, int, int]]
     lost: list[Lost]
+    lost_sentences: list[LostSentence]
 
-    def add(self, sentence: int, ids: NDArray[np.int32], closing: int) -> int:
+    def add(self, sentence: int, ids: NDArray[np.int32], closing: int, own: tuple[int, int] = (0, 0)) -> int:
         """Appends a row; its number."""
         self.ids.append(ids)
         self.sentences.append(sentence)
         self.closing.append(closing)
+        self.own.append(own)
         return len(self.ids) - 1
+
+    def add_empty(self, sentence: int) -> None:
+        """Appends a row that is not run."""
+        self.add(sentence, np.zeros(0, np.int32), 0)
 
 
 def _place(
@@ -200,12 +289,21 @@ def _place(
     max_pieces: int,
     long_sentences: LongSentences,
     needs_context: bool,
+    whole: bool,
 ) -> None:
     """Makes the rows of one sentence; `spans` are (token, first, last), last -1 for a word without a piece."""
     opening, closing = special_ends(piece)
     room = max(max_pieces - opening - closing, 0)
-    parts = windows(opening, len(piece.ids) - closing, room, long_sentences)
+    end = len(piece.ids) - closing
+    parts = windows(opening, end, room, long_sentences)
     held: dict[int, int] = {}  # part -> row
+    if whole:
+        own = _own(parts, opening, needs_context)
+        why = _why_lost(parts, opening, end, own)
+        if why:
+            rows.lost_sentences.append(LostSentence(index, why))
+        else:
+            held = {at: rows.add(index, part_ids(piece, parts[at]), closing, own[at]) for at in range(len(parts))}
     for token, first, last in spans:
         part = nearest(parts, first, last) if parts else None
         at = first if part is None else first - parts[part][0] + opening
@@ -224,7 +322,33 @@ def _place(
                 held[part] = rows.add(index, part_ids(piece, parts[part]), closing)
             rows.kept.append((held[part], token, at, at + last - first))
     if not held:
-        rows.add(index, np.zeros(0, np.int32), 0)
+        rows.add_empty(index)
+
+
+def _own(parts: list[tuple[int, int]], opening: int, needs_context: bool) -> list[tuple[int, int]]:
+    """Per part, start and stop of the positions in its row whose pieces are nowhere farther from an edge (`nearest`)."""
+    if not parts:
+        return []
+    # Parts are of one length, so a piece is farthest from an edge where it is nearest the middle.
+    between = [(a + b + c + d - 2) // 4 + 1 for (a, b), (c, d) in pairwise(parts)]
+    cuts = pairwise([parts[0][0], *between, parts[-1][1]])
+    rows = [
+        (start - first + opening, stop - first + opening) for (start, stop), (first, _) in zip(cuts, parts, strict=True)
+    ]
+    return [(max(start, int(needs_context)), stop) for start, stop in rows]
+
+
+def _why_lost(
+    parts: list[tuple[int, int]], begin: int, end: int, own: list[tuple[int, int]]
+) -> Literal["no_piece", "truncated", "too_long", "no_context"] | None:
+    """Why a sentence of the pieces begin..end has no state of its own; None if it has."""
+    if begin == end:
+        return "no_piece"
+    if not parts:
+        return "too_long"
+    if parts[-1][1] < end or parts[0] == (begin, begin):
+        return "truncated"
+    return None if any(start < stop for start, stop in own) else "no_context"
 
 
 def _wanted_tokens(

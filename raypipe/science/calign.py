@@ -149,7 +149,9 @@ class Cooccurrence:
         self._reach = self._reached()
         self._words = words
         self._sizes: dict[tuple[Fraction, bool], BoolArray] = {}
+        self._least: dict[tuple[Fraction, str], IntArray] = {}
         self._best: dict[tuple[int, Fraction, bool], Matches] = {}
+        self._rows: dict[tuple[int, int, int], AlignedRow] = {}
 
     def _reached(self) -> Any:
         """What each covered word reaches: sparse 0/1 [W, B * T], in the block of the first depth that reaches it."""
@@ -179,7 +181,9 @@ class Cooccurrence:
         """Matched types, int32 [B, S, T], of the words given to each concept by `incidence` [S, W]."""
         dense = (incidence @ self._reach).toarray()
         blocks = dense.reshape(len(self.source_concepts), len(self._depths), len(self.target_concepts))
-        return np.cumsum(blocks, axis=1, dtype=np.int32).transpose(1, 0, 2)
+        for depth in range(1, len(self._depths)):  # a cumulative sum in place: a single depth costs nothing
+            blocks[:, depth] += blocks[:, depth - 1]
+        return np.asarray(blocks.transpose(1, 0, 2))
 
     @cached_property
     def matched(self) -> Matches:
@@ -215,11 +219,15 @@ class Cooccurrence:
         self, count: Matches | IntArray, thresholds: AlignThresholds, rows: IntArray | slice = slice(None)
     ) -> BoolArray:
         """Whether matched counts [S] or [S, T] of the given source concepts reach theta."""
-        whole = (self.types_source if thresholds.denominator == "all" else self.covered_types)[rows]
-        whole = whole.reshape(-1, *[1] * (count.ndim - 1))
+        whole = self.types_source if thresholds.denominator == "all" else self.covered_types
+        theta, shape = exact("theta", thresholds.theta), (-1, *[1] * (count.ndim - 1))
         if thresholds.official:
-            return np.asarray(count / whole > float(exact("theta", thresholds.theta)))
-        return np.asarray((whole > 0) & (count >= least(exact("theta", thresholds.theta), whole)))
+            return np.asarray(count / whole[rows].reshape(shape) > float(theta))
+        key = (theta, thresholds.denominator)
+        if key not in self._least:
+            # A concept without covered types reaches no share of them.
+            self._least[key] = np.where(whole > 0, least(theta, whole), np.iinfo(np.int64).max)
+        return np.asarray(count >= self._least[key][rows].reshape(shape))
 
     def evaluate(self, thresholds: AlignThresholds, *, rows: bool = False) -> Calign:
         """CALIGN at one setting, whose `translations` must be among those prepared.
@@ -255,6 +263,12 @@ class Cooccurrence:
         )
 
     def _row(self, depth: int, source: int, target: int) -> AlignedRow:
+        key = (depth, source, target)
+        if key not in self._rows:  # one object for all settings that a pair qualifies at
+            self._rows[key] = self._new_row(*key)
+        return self._rows[key]
+
+    def _new_row(self, depth: int, source: int, target: int) -> AlignedRow:
         inside = {self._target.types[i] for i in _columns(self._target_incidence, target)}
         words = sorted(
             {

@@ -7,8 +7,8 @@ Shapes: C concepts, L languages. Method: "Exploring Alignment in Shared Cross-li
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from raypipe.errors import GridError, InputError
 from raypipe.science.incidence import IntArray, Points, distinct, encode, numbered
 from raypipe.science.nulls import generators
-from raypipe.science.thresholds import MIN_TYPES_OVERLAP, THETA_OVERLAP, Decimal, OverlapThresholds, exact, least
+from raypipe.science.thresholds import (
+    MIN_TYPES_BESIDE,
+    MIN_TYPES_OVERLAP,
+    THETA_OVERLAP,
+    Decimal,
+    OverlapThresholds,
+    exact,
+    least,
+)
 
 BoolArray = NDArray[np.bool_]
 
@@ -50,6 +58,7 @@ class Colap:
         overlapping_excl_shared: Those of them that still overlap, and are still eligible, without the points whose
             string occurs in more than one language of the scope.
         overlapping_concepts: Ids of the overlapping concepts, ascending.
+        beside: min_types -> (eligible, overlapping) for each of `MIN_TYPES_BESIDE`, all else as asked for.
         rows: Points and types per concept and language, where they were asked for.
     """
 
@@ -58,6 +67,7 @@ class Colap:
     overlapping: int
     overlapping_excl_shared: int
     overlapping_concepts: tuple[int, ...]
+    beside: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     rows: tuple[LanguageShare, ...] = ()
 
     @property
@@ -109,18 +119,24 @@ class Overlap:
         self.languages, self._language = numbered(languages)
         _check_scope(self.languages, self.languages if scope is None else scope)
         self.concepts = self._points.concepts
+        width = max(len(self._points.types), 1)
+        # The (concept, word) pairs: which one each point is, and the concept of each.
+        entries, self._entry = np.unique(self._points.concept * width + self._points.word, return_inverse=True)
+        self._concept_of_entry = entries // width
         self.counts = self._count(self._language)
         self.counts_excl_shared = self._count(self._language, ~self._shared())
 
     def _count(self, language: IntArray, keep: BoolArray | slice = slice(None)) -> Counts:
         """Points and types of the kept points, where `language` [n] numbers the points' languages."""
         shape = (len(self.concepts), len(self.languages))
-        cells = shape[0] * shape[1]
-        cell = (self._points.concept * shape[1] + language)[keep]
-        width = max(len(self._points.types), 1)
-        entry = distinct(cell * width + self._points.word[keep]) // width
-        points, types = (np.bincount(x, minlength=cells).astype(np.int64).reshape(shape) for x in (cell, entry))
-        return Counts(points, types)
+        # Counted by entry, not sorted: a permutation of the languages then costs two passes over the points.
+        held = np.flatnonzero(np.bincount((self._entry * shape[1] + language)[keep]))
+        entry, of_language = np.divmod(held, max(shape[1], 1))
+        cells = (
+            (self._points.concept * shape[1] + language)[keep],
+            self._concept_of_entry[entry] * shape[1] + of_language,
+        )
+        return Counts(*(np.bincount(x, minlength=math.prod(shape)).astype(np.int64).reshape(shape) for x in cells))
 
     def _shared(self) -> BoolArray:
         """Whether each point's string occurs in more than one language of the scope, bool [n]."""
@@ -128,8 +144,8 @@ class Overlap:
         entries = distinct(self._points.word * width + self._language) // width
         return np.bincount(entries, minlength=len(self._points.types))[self._points.word] > 1
 
-    def _overlapping(self, counts: Counts, thresholds: OverlapThresholds) -> BoolArray:
-        """Which concepts are eligible and overlap, bool [C]."""
+    def _sharing(self, counts: Counts, thresholds: OverlapThresholds) -> BoolArray:
+        """In which concepts enough languages reach theta, whatever their types, bool [C]."""
         required = thresholds.required(len(self.languages))
         points = counts.points
         total = points.sum(axis=1)
@@ -142,10 +158,11 @@ class Overlap:
             common = math.lcm(*(n for n in sizes if n))
             points = points.astype(object) * np.array([common // n if n else 0 for n in sizes], object)
         enough = points >= least(exact("theta", thresholds.theta), points.sum(axis=1))[:, None]
-        return np.asarray((total > 0) & self._eligible(counts, thresholds) & (enough.sum(axis=1) >= required))
+        return np.asarray((total > 0) & (enough.sum(axis=1) >= required))
 
-    def _eligible(self, counts: Counts, thresholds: OverlapThresholds) -> BoolArray:
-        return np.asarray(counts.types.sum(axis=1) >= thresholds.min_types)
+    def _overlapping(self, counts: Counts, thresholds: OverlapThresholds) -> BoolArray:
+        """Which concepts are eligible and overlap, bool [C]."""
+        return np.asarray(self._sharing(counts, thresholds) & (counts.types.sum(axis=1) >= thresholds.min_types))
 
     def evaluate(self, thresholds: OverlapThresholds, *, rows: bool = False) -> Colap:
         """COLAP at one setting.
@@ -157,14 +174,17 @@ class Overlap:
         Raises:
             GridError: The rule does not fit the number of languages.
         """
-        overlapping = self._overlapping(self.counts, thresholds)
+        types, sharing = self.counts.types.sum(axis=1), self._sharing(self.counts, thresholds)
+        eligible = {n: types >= n for n in (*MIN_TYPES_BESIDE, thresholds.min_types)}
+        overlapping = sharing & eligible[thresholds.min_types]
         still = overlapping & self._overlapping(self.counts_excl_shared, thresholds)
         return Colap(
             concepts=len(self.concepts),
-            eligible=int(self._eligible(self.counts, thresholds).sum()),
+            eligible=int(eligible[thresholds.min_types].sum()),
             overlapping=int(overlapping.sum()),
             overlapping_excl_shared=int(still.sum()),
             overlapping_concepts=tuple(self.concepts[overlapping].tolist()),
+            beside={n: (int(eligible[n].sum()), int((sharing & eligible[n]).sum())) for n in MIN_TYPES_BESIDE},
             rows=self.rows() if rows else (),
         )
 

@@ -18,6 +18,7 @@ MIN_TYPES_ALIGN = 5
 SIZE_RATIO = 0.6
 THETA_OVERLAP = 0.3
 MIN_TYPES_OVERLAP = 1
+MIN_TYPES_BESIDE = (3, 5)  # COLAP's counts at these are always reported beside those asked for
 
 Decimal = float | int | str | Fraction
 """How a threshold is written: a number, its text ("0.8", "4/5") or a fraction."""

@@ -63,10 +63,10 @@ def _key(state: tuple[str, ...], variant: str, layer: int, scope: tuple[str, ...
     return (*names, ("variant", variant), ("layer", f"{layer:02d}"), ("scope", "+".join(scope)))
 
 
-def run(context: Context, todo: list[Cell], extracted: dict[tuple[str, ...], Cell]) -> None:
+def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cell]) -> None:
     """Clusters every scope: small cells side by side, large ones one after the other over all workers."""
     items, small, large = list[Item](), list[Cell](), list[tuple[Cell, Item]]()
-    for cell in todo:
+    for cell in left:
         sources = [
             extracted[cell["model"], cell["revision"], cell["component"], language]
             for language in cell["scope"].split("+")
@@ -81,7 +81,7 @@ def run(context: Context, todo: list[Cell], extracted: dict[tuple[str, ...], Cel
             small.append(cell)
         else:
             large.append((cell, item))
-    context.watcher.start(NAME, len(todo), "clusterings", 0)
+    context.watcher.start(NAME, len(left), "clusterings")
     context.map_cells(work, small, items)
     for cell, item in large:
         _in_group(context, cell, item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -33,12 +34,15 @@ class Workplace(Protocol):
     def points(self, read: Callable[[Any], np.ndarray], shards: Sequence[Any]) -> AbstractContextManager[Any]:
         """Shards of points that stay in memory where they are."""
 
+    def on_other_nodes(self, work: Callable[[Item], Receipt], item: Item) -> Iterator[tuple[str, Any]]:
+        """One piece of work on every node but this one."""
+
 
 class Watcher(Protocol):
     """Whoever is told how far the work has come."""
 
-    def start(self, stage: str, total: int, unit: str, resumed: int) -> None:
-        """A stage begins with `total` pieces to do; `resumed` cells were there already."""
+    def start(self, stage: str, total: int, unit: str) -> None:
+        """A stage begins with `total` pieces to do."""
 
     def advance(self, n: int = 1) -> None:
         """`n` more pieces are done."""
@@ -65,7 +69,28 @@ class Context:
     watcher: Watcher
     failed: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
-    def todo(self, cells: Sequence[Cell]) -> list[Cell]:
+    def check_storage(self) -> None:
+        """Makes every other node read a file of the run and write one beside it.
+
+        Raises:
+            RunError: A node does not see the run directory as this one does.
+        """
+        name, token = f".probe-{secrets.token_hex(8)}.tmp", secrets.token_hex(8)
+        item = {"run": str(self.run.path), "name": name, "token": token}
+        self.run.write_bytes(name, token.encode())
+        try:
+            for node, answer in self.cluster.on_other_nodes(answer_probe, item):
+                spot = answer["answer"] if isinstance(answer, dict) else ""
+                if not spot or not (self.run.path / spot).is_file():
+                    why = f" ({answer.message})" if not isinstance(answer, dict) else ""
+                    raise RunError(
+                        f"{self.run.path}: node {node} does not see this directory{why}; put the run where all nodes mount the "
+                        "same storage and name it with --run"
+                    )
+        finally:
+            self.run.remove(*(file.name for file in self.run.path.glob(f"{name.removesuffix('.tmp')}*")))
+
+    def left(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells whose result is not there yet."""
         return [cell for cell in cells if not self.run.is_done(cell)]
 
@@ -108,3 +133,21 @@ class Context:
         if mark is None:
             raise RunError(f"{cell.label}: is not there yet; run the stage {cell.stage} first")
         return [(name, points) for name, points in mark.receipt["shards"]]
+
+
+def answer_probe(item: Item) -> Receipt:
+    """Reads the driver's file and leaves one of its own, on the node where it runs.
+
+    Raises:
+        RunError: The file is not there, or another one stands in its place.
+    """
+    run = RunDir(item["run"])
+    try:
+        found = (run.path / item["name"]).read_text()
+    except OSError as error:
+        raise RunError(f"{error.strerror}") from None
+    if found != item["token"]:
+        raise RunError("another file stands there")
+    answer = f"{item['name'].removesuffix('.tmp')}-{secrets.token_hex(8)}.tmp"
+    run.write_bytes(answer, b"seen")
+    return {"answer": answer}

@@ -6,23 +6,23 @@ One cell per language; a sentence's id is its 0-based input line, for ever.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict
 from hashlib import blake2b
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from raypipe.errors import InputError
-from raypipe.grid import Grid
+from raypipe.grid import Words
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import arrow_schema
-from raypipe.science.occurrences import choose, length_filter
+from raypipe.science.occurrences import Places, choose, length_filter
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan, corpus_file, open_parquet
+from raypipe.stages.plan import Plan
+from raypipe.stages.text import Text
 
 NAME, VERSION = "corpus", 1
 ROW_GROUP = 16_384  # rows; a worker that needs some sentences reads only their groups
@@ -46,42 +46,33 @@ def cells(plan: Plan) -> list[Cell]:
     ]
 
 
-def run(context: Context, todo: list[Cell]) -> None:
+def run(context: Context, left: list[Cell]) -> None:
     """Reads each language that is not there yet."""
-    context.watcher.start(NAME, len(todo), "languages", 0)
-    grid = context.plan.grid
+    context.watcher.start(NAME, len(left), "languages")
+    words = context.plan.grid.words.model_dump()
     items = [
-        {
-            "run": str(context.run.path),
-            "grid": grid.to_dict(),
-            "language": cell["lang"],
-            "file": str(corpus_file(grid, cell["lang"])),
-        }
-        for cell in todo
+        {"run": str(context.run.path), "words": words, "text": asdict(context.plan.texts[cell["lang"]])}
+        for cell in left
     ]
-    context.map_cells(work, todo, items)
+    context.map_cells(work, left, items)
 
 
 def work(item: Item) -> Receipt:
     """Reads one language and writes its sentences and chosen occurrences, walking through the text without holding it."""
     started = time.perf_counter()
-    grid, language = Grid(**item["grid"]), item["language"]
-    lines = read_lines(grid, language, Path(item["file"]))
-    sentences, words = _Sentences(lines), grid.words
-    dropped = length_filter(sentences, min_words=words.min_words, max_words=words.max_words)
-    kept = [reason == "" for reason in dropped]
-    chosen = choose(
-        sentences, kept, min_freq=words.min_freq, max_freq=words.max_freq, del_freq=words.del_freq, select=words.select
-    )
+    text = Text(**item["text"])
+    language = text.language
+    sentences, dropped, chosen = choose_words(text, Words(**item["words"]))
     if not len(chosen):
-        where = grid.corpus.path if grid.corpus.format == "datasets" else item["file"]
-        raise InputError(f"{where}: no word of language {language} is kept; loosen words.min_words … words.del_freq")
+        raise InputError(
+            f"{text.path}: no word of language {language} is kept; loosen words.min_words … words.del_freq"
+        )
     run, folder = RunDir(item["run"]), f"corpus/lang={language}"
     tables = {
         f"{folder}/sentences.parquet": (arrow_schema("sentences"), _sentence_rows(sentences, dropped)),
         f"{folder}/occurrences.parquet": (arrow_schema("occurrences"), _occurrence_rows(sentences, chosen)),
     }
-    digests = np.fromiter((_digest(line) for line in lines), np.uint64)
+    digests = np.fromiter((_digest(line) for line in text), np.uint64)
     return {
         "files": {name: run.write_tables(name, schema, parts) for name, (schema, parts) in tables.items()},
         "seconds": time.perf_counter() - started,
@@ -94,10 +85,10 @@ def work(item: Item) -> Receipt:
     }
 
 
-class _Sentences:
+class Sentences:
     """The words of each line, split anew on each walk."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
+    def __init__(self, lines: Text) -> None:
         self._lines = lines
 
     def __iter__(self) -> Iterator[list[str]]:
@@ -107,11 +98,37 @@ class _Sentences:
         return sum(1 for _ in self._lines)
 
 
+class Chosen(NamedTuple):
+    """What of a text becomes points.
+
+    Attributes:
+        sentences: The words of each line, split anew on each walk.
+        dropped: Why each sentence is dropped; empty for a kept one.
+        places: The occurrences, int32 [n, 2], (sentence, token), ascending.
+    """
+
+    sentences: Sentences
+    dropped: list[str]
+    places: Places
+
+
+def choose_words(text: Text, words: Words) -> Chosen:
+    """Keeps sentences by length and chooses the word occurrences, holding no more of the text than its types.
+
+    Raises:
+        InputError: The text cannot be read.
+    """
+    sentences = Sentences(text)
+    dropped = length_filter(sentences, min_words=words.min_words, max_words=words.max_words)
+    settings = {name: getattr(words, name) for name in ("min_freq", "max_freq", "del_freq", "select")}
+    return Chosen(sentences, dropped, choose(sentences, [not reason for reason in dropped], **settings))
+
+
 def _digest(line: str) -> int:
     return int.from_bytes(blake2b(line.encode(), digest_size=8).digest())
 
 
-def _sentence_rows(sentences: Iterable[list[str]], dropped: list[str]) -> Iterator[pa.Table]:
+def _sentence_rows(sentences: Sentences, dropped: list[str]) -> Iterator[pa.Table]:
     rows = zip(sentences, dropped, strict=True)
     for first in range(0, len(dropped), ROW_GROUP):
         words, reasons = zip(*islice(rows, ROW_GROUP), strict=True)
@@ -120,7 +137,7 @@ def _sentence_rows(sentences: Iterable[list[str]], dropped: list[str]) -> Iterat
         yield pa.table(columns, schema=arrow_schema("sentences"))
 
 
-def _occurrence_rows(sentences: Iterable[list[str]], chosen: NDArray[np.int32]) -> Iterator[pa.Table]:
+def _occurrence_rows(sentences: Sentences, chosen: Places) -> Iterator[pa.Table]:
     walk = enumerate(sentences)
     number, words = -1, list[str]()
     for first in range(0, len(chosen), ROW_GROUP):
@@ -133,87 +150,3 @@ def _occurrence_rows(sentences: Iterable[list[str]], chosen: NDArray[np.int32]) 
         yield pa.table(
             [pa.array(places[:, 0]), pa.array(places[:, 1]), pa.array(found)], schema=arrow_schema("occurrences")
         )
-
-
-def read_lines(grid: Grid, language: str, file: Path) -> Iterable[str]:
-    """The lines of one language, from its file (unused for a data set of the `datasets` library); may be walked through again.
-
-    Raises:
-        InputError: Not UTF-8 (names FILE:LINE), a column is missing, or nothing is there.
-    """
-    if grid.corpus.format == "text":
-        return TextLines(file)
-    if grid.corpus.format == "tsv":
-        return read_tsv(file, language)
-    return _read_parquet(file) if grid.corpus.format == "parquet" else _read_datasets(grid, language)
-
-
-class TextLines:
-    """One sentence per line; lines end at LF only, a CR before it is dropped, a BOM at the start is accepted.
-
-    Iterating reads the file, again each time, and raises InputError (FILE:LINE) at the first byte that is not UTF-8.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __iter__(self) -> Iterator[str]:
-        with self._path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-                yield self._decoded(number, line.removesuffix(b"\n").removesuffix(b"\r"))
-
-    def _decoded(self, number: int, line: bytes) -> str:
-        try:
-            return line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            where = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-            raise InputError(f"{self._path}:{number}: not UTF-8 ({where}); save the file as UTF-8") from None
-
-
-def read_tsv(path: Path, language: str) -> list[str]:
-    """One column per language, named in the first line; no quoting."""
-    header, *rows = [line.split("\t") for line in TextLines(path)]
-    if language not in header:
-        raise InputError(f"{path}:1: no column {language}; found {', '.join(header)}")
-    place = header.index(language)
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise InputError(f"{path}:{number}: {len(row)} columns; expected {len(header)} as in the first line")
-    if not rows:
-        raise InputError(f"{path}: no line after the header; expected one sentence per line")
-    return [row[place] for row in rows]
-
-
-def _read_parquet(path: Path) -> list[str]:
-    """Column `text`, one sentence per row."""
-    file = open_parquet(path)
-    if "text" not in file.schema_arrow.names:
-        raise InputError(f"{path}: no column text; found {', '.join(file.schema_arrow.names)}")
-    return _texts(file.read(columns=["text"]).column(0).to_pylist(), str(path))
-
-
-def _read_datasets(grid: Grid, language: str) -> list[str]:
-    """A data set of the `datasets` library: a column per language, or `translation` with a field per language."""
-    import datasets
-
-    try:
-        table = datasets.load_dataset(grid.corpus.path, grid.corpus.config, split=grid.corpus.split)
-    except Exception as error:  # the library raises many kinds; each is the user's to mend
-        raise InputError(
-            f"corpus.path {grid.corpus.path}: cannot be loaded ({' '.join(str(error).split())[:160]})"
-        ) from None
-    if language in table.column_names:
-        return _texts(table[language][:], grid.corpus.path)
-    if "translation" in table.column_names and language in (table.features["translation"] or {}):
-        return _texts([row[language] for row in table["translation"][:]], grid.corpus.path)
-    raise InputError(f"corpus.path {grid.corpus.path}: no column {language}; found {', '.join(table.column_names)}")
-
-
-def _texts(values: list[Any], where: str) -> list[str]:
-    for number, value in enumerate(values):
-        if not isinstance(value, str):
-            raise InputError(f"{where}: row {number} is {type(value).__name__}; expected text")
-    if not values:
-        raise InputError(f"{where}: is empty; expected one sentence per row")
-    return values

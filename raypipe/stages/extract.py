@@ -10,14 +10,18 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raypipe.errors import InputError, RunError
+from raypipe.errors import InputError, ModelError, RunError
 from raypipe.models.batches import plan_batches
 from raypipe.models.locate import Checkpoint
 from raypipe.models.words import Encoded
@@ -40,6 +44,7 @@ FIELDS = (
 )
 SHARD_BYTES = 128 * 2**20  # float32 states of all layers that a shard aims at
 SMALLEST_SHARD = 1024  # points
+READ_ROWS = 16_384  # sentences among which a worker picks those of its shard
 CPU_BUDGET, GPU_BUDGET = 1024, 16_384  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
 
 
@@ -90,35 +95,56 @@ def cut_shards(sentences: np.ndarray, points: int) -> list[tuple[int, int]]:
     return shards
 
 
-def run(context: Context, todo: list[Cell]) -> None:
+def run(context: Context, left: list[Cell]) -> None:
     """Streams all shards of all cells through the workers; a cell is marked when its last shard has come."""
-    plan, items, owners = context.plan, list[Item](), list[Cell]()
-    checkpoints = {(c.model, c.revision): c for c in plan.checkpoints}
-    for cell in todo:
-        if context.run.mark(cell):
-            context.watcher.note(
-                f"{cell.label}: other layers were written; it is extracted again with all that are asked for"
-            )
+    left = [_grown(context, cell) for cell in left]
+    checkpoints = {(c.model, c.revision): c for c in context.plan.checkpoints}
+    cuts = _cut_texts(context, left)
+    items, owners, expected = list[Item](), list[Cell](), dict[Cell, int]()
+    for cell in left:
         checkpoint = checkpoints[cell["model"], cell["revision"]]
-        place = f"corpus/lang={cell['lang']}/occurrences.parquet"
-        sentences = context.run.read_table(place, ["sentence"]).column(0).to_numpy()
-        for number, (start, stop) in enumerate(
-            cut_shards(sentences, shard_points(plan, checkpoint.model, cell["component"]))
-        ):
-            items.append(_item(context, cell, checkpoint) | {"start": start, "stop": stop, "shard": number})
-            owners.append(cell)
-    expected: dict[Cell, int] = defaultdict(int)
-    for item, cell in zip(items, owners, strict=True):
-        expected[cell] += item["stop"] - item["start"]
-    context.watcher.start(NAME, len(items), "shards", 0)
+        common, shards = _item(context, cell, checkpoint), cuts[_aim(context.plan, cell)]
+        items += [common | {"start": start, "stop": stop, "shard": n} for n, (start, stop) in enumerate(shards)]
+        owners += [cell] * len(shards)
+        expected[cell] = shards[-1][1]
+    context.watcher.start(NAME, len(items), "shards")
     receipts: dict[Cell, list[Receipt]] = defaultdict(list)
     for cell, receipt in context.each(context.cluster.stream(Worker, items), owners):
         receipts[cell].append(receipt)
-        if sum(r["points"] + r["lost"] for r in receipts[cell]) == expected[cell] and not context.has_failed(cell):
+        expected[cell] -= receipt["points"] + receipt["lost"]
+        if not expected[cell] and not context.has_failed(cell):
             context.finish(cell, _sum(receipts.pop(cell)))
     for cell in receipts:
         if not context.has_failed(cell):
             context.fail(cell, "shards came back with rows missing; run again", "")
+
+
+def _grown(context: Context, cell: Cell) -> Cell:
+    """The cell with the layers that it held before, so that extracting it again loses none of them."""
+    mark = context.run.mark(cell)
+    if mark is None:
+        return cell
+    held, asked = mark.axes["layers"], cell.axes["layers"]
+    layers = sorted({*held, *asked})
+    new = ", ".join(str(layer) for layer in layers if layer not in held)
+    why = f"layers {new} were not written yet" if new else "files are missing or damaged"
+    context.watcher.note(f"{cell.label}: {why}; it is extracted again with layers {', '.join(map(str, layers))}")
+    return replace(cell, axes={"layers": tuple(layers)})
+
+
+def _aim(plan: Plan, cell: Cell) -> tuple[str, int]:
+    """What decides a cell's shards: its language and the points that one aims at."""
+    return cell["lang"], shard_points(plan, cell["model"], cell["component"])
+
+
+def _cut_texts(context: Context, left: list[Cell]) -> dict[tuple[str, int], list[tuple[int, int]]]:
+    """The shards of every language for every aim; a language's occurrences are read once, and one at a time is held."""
+    found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for language, aims in groupby(sorted({_aim(context.plan, cell) for cell in left}), itemgetter(0)):
+        place = f"corpus/lang={language}/occurrences.parquet"
+        sentences = context.run.read_table(place, ["sentence"]).column(0).to_numpy()
+        found |= {aim: cut_shards(sentences, aim[1]) for aim in aims}
+    return found
 
 
 def _item(context: Context, cell: Cell, checkpoint: Checkpoint) -> Item:
@@ -127,13 +153,13 @@ def _item(context: Context, cell: Cell, checkpoint: Checkpoint) -> Item:
         "run": str(context.run.path),
         "checkpoint": checkpoint.__dict__,
         "component": cell["component"],
-        "layers": plan.layers[checkpoint.model, cell["component"]],
+        "layers": cell.axes["layers"],
         "states": plan.grid.states.model_dump(),
         "pooling": plan.grid.words.pooling,
         "compute": plan.grid.dtype.compute,
         "store": plan.grid.dtype.store,
         "threads": plan.grid.resources.threads,
-        "device": None if plan.grid.resources.gpus_per_worker else "cpu",
+        "gpus": plan.grid.resources.gpus_per_worker,
         "language": cell["lang"],
         "folder": f"activations/{cell.path}",
     }
@@ -148,6 +174,44 @@ def _sum(receipts: list[Receipt]) -> Receipt:
     total["files"] = {name: entry for r in receipts for name, entry in r["files"].items()}
     total["shards"] = [[r["name"], r["points"]] for r in receipts if r["points"]]
     return total
+
+
+def _device(gpus: float) -> str:
+    """The worker's device, as torch names it.
+
+    Raises:
+        ModelError: The worker is to have a GPU and sees none.
+    """
+    if not gpus:
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ModelError(
+            f"resources.gpus_per_worker is {gpus:g} but this worker sees no CUDA device; "
+            "set it to 0 or start Ray on GPU nodes"
+        )
+    return "cuda"
+
+
+def _read_sentences(run: RunDir, language: str, numbers: np.ndarray) -> list[list[str]]:
+    """The words of the sentences `numbers` (int [n], ascending), which may lie far apart: few of the others are held."""
+    text: list[list[str]] = []
+    for block in np.split(numbers, np.flatnonzero(np.diff(numbers // READ_ROWS)) + 1):
+        first, last = int(block[0]), int(block[-1])
+        rows = run.read_rows(f"corpus/lang={language}/sentences.parquet", first, last + 1, ["words"])
+        text += rows.column(0).take(pa.array(block - first)).to_pylist()
+    return text
+
+
+@contextmanager
+def naming_lines(language: str, numbers: Sequence[int] | np.ndarray) -> Iterator[None]:
+    """Inside, an InputError that names `sentences[i]` names line numbers[i] + 1 of the language instead."""
+    try:
+        yield
+    except InputError as error:
+        found = re.sub(r"sentences\[(\d+)\]", lambda m: f"line {numbers[int(m[1])] + 1} of {language}", str(error))
+        raise InputError(found) from None
 
 
 class Worker:
@@ -165,12 +229,10 @@ class Worker:
         words = run.read_rows(f"corpus/lang={language}/occurrences.parquet", item["start"], item["stop"])
         numbers, where = np.unique(words.column("sentence").to_numpy(), return_inverse=True)
         tokens = np.split(words.column("token").to_numpy(), np.flatnonzero(np.diff(where)) + 1)
-        first, last = int(numbers[0]), int(numbers[-1])
-        lines = run.read_rows(f"corpus/lang={language}/sentences.parquet", first, last + 1, ["words"])
-        text = lines.column(0).take(pa.array(numbers - first))
-        encoded = self._encode(text.to_pylist(), [t.tolist() for t in tokens], numbers, item)
+        text = _read_sentences(run, language, numbers)
+        encoded = self._encode(text, [t.tolist() for t in tokens], numbers, item)
         batches = plan_batches(
-            encoded.lengths, max(CPU_BUDGET if item["device"] else GPU_BUDGET, int(encoded.lengths.max(initial=0)))
+            encoded.lengths, max(GPU_BUDGET if item["gpus"] else CPU_BUDGET, int(encoded.lengths.max(initial=0)))
         )
         states = self._forward(encoded, batches, item)
         last_pieces = np.array(
@@ -208,13 +270,14 @@ class Worker:
         wanted = tuple(item[name] for name in ("checkpoint", "component", "layers", "states", "pooling", "compute"))
         if self._held != wanted:
             self._extractor = None  # the old model leaves before the new one comes
+            device = _device(item["gpus"])
             self._extractor = Extractor(
                 Checkpoint(**item["checkpoint"]),
                 layers=item["layers"],
                 pooling=item["pooling"],
                 compute=item["compute"],
                 threads=item["threads"],
-                device=item["device"],
+                device=device,
                 component=item["component"],
                 decoder_state=item["states"]["decoder"],
                 decoder_source=item["states"]["source"],
@@ -225,13 +288,8 @@ class Worker:
 
     def _encode(self, text: list[list[str]], tokens: list[list[int]], numbers: np.ndarray, item: Item) -> Encoded:
         """Pieces of the shard's sentences, which carry the numbers of the corpus's lines from here on."""
-        try:
+        with naming_lines(item["language"], numbers):
             found: Encoded = self._extractor.encode(text, tokens, long_sentences=item["states"]["long_sentences"])
-        except InputError as error:
-            named = re.sub(
-                r"sentences\[(\d+)\]", lambda m: f"line {numbers[int(m[1])] + 1} of {item['language']}", str(error)
-            )
-            raise InputError(named) from None
         return replace(found, sentences=numbers[found.sentences])
 
     def _forward(self, encoded: Encoded, batches: list[np.ndarray], item: Item) -> np.ndarray:
@@ -246,7 +304,7 @@ class Worker:
             states[:, encoded.words_of(batch)] = stored.transpose(1, 0, 2)
         return states
 
-    def _lost(self, encoded: Encoded, numbers: np.ndarray, text: pa.ChunkedArray, language: str) -> pa.Table:
+    def _lost(self, encoded: Encoded, numbers: np.ndarray, text: list[list[str]], language: str) -> pa.Table:
         return make_table(
             "lost",
             [
@@ -254,7 +312,7 @@ class Worker:
                     "language": language,
                     "sentence": int(numbers[lost.sentence]),
                     "token": lost.token,
-                    "word": text[lost.sentence].as_py()[lost.token],
+                    "word": text[lost.sentence][lost.token],
                     "why": lost.why,
                 }
                 for lost in encoded.lost

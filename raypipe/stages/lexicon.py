@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,7 +30,8 @@ def cells(plan: Plan) -> list[Cell]:
         if induce:
             corpora = {f"text of {lang}": plan.corpus[lang] for lang in (source, target)}
             fields = plan.fields("lexicon.induce", "words.normalise", "words.min_words", "words.max_words") | {
-                "lexicon version": VERSION
+                "lexicon version": VERSION,
+                "eflomal version": _installed("eflomal"),
             }
             made.append(Cell(NAME, key, fields, corpora))
         elif found := plan.lexicon[source, target]:
@@ -42,22 +44,27 @@ def cells(plan: Plan) -> list[Cell]:
     return made
 
 
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def skipped(plan: Plan) -> list[str]:
     """Directions without any dictionary, as `de-fr`."""
     return [f"{s}-{t}" for (s, t), found in plan.lexicon.items() if found is None]
 
 
-def run(context: Context, todo: list[Cell]) -> None:
+def run(context: Context, left: list[Cell]) -> None:
     """Reads or induces each dictionary that is not there yet."""
-    for direction in skipped(context.plan):
-        context.watcher.note(f"skipped: no dictionary for {direction}, neither way; its CALIGN rows say no_lexicon")
     if context.plan.grid.lexicon.induce:
         context.watcher.note(
             "lexicon: eflomal draws its own random seed; the induced dictionaries are kept in the run and reused"
         )
-    context.watcher.start(NAME, len(todo), "directions", 0)
+    context.watcher.start(NAME, len(left), "directions")
     grid, items = context.plan.grid, list[Item]()
-    for cell in todo:
+    for cell in left:
         source, target = cell["source"], cell["target"]
         item: Item = {"run": str(context.run.path), "source": source, "target": target}
         item |= {"induce": grid.lexicon.induce, "normalise": grid.words.normalise}
@@ -66,7 +73,7 @@ def run(context: Context, todo: list[Cell]) -> None:
             if found[1]:
                 context.watcher.note(f"{source}-{target}: no dictionary of its own; {found[0].name} is inverted")
         items.append(item)
-    context.map_cells(work, todo, items)
+    context.map_cells(work, left, items)
 
 
 def work(item: Item) -> Receipt:

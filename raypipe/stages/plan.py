@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from raypipe import toy
 from raypipe.errors import GridError, InputError
 from raypipe.grid import Grid, Model
-from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, fingerprint
-from raypipe.rundir import digest, file_digest
+from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, fingerprint, pinned
+from raypipe.stages.text import Text, hub_revision
 
 Direction = tuple[str, str]
 
@@ -24,10 +21,11 @@ class Plan:
 
     Attributes:
         grid: The grid as given.
-        checkpoints: Every checkpoint, in grid order.
+        checkpoints: Every checkpoint, in grid order, pinned to what its name means now.
         facts: Per model name, its size.
         layers: Per (model, component), the layer ids to read.
         weights: Per (model, revision), the fingerprint of weights, configuration and tokenizer.
+        texts: Per language, its text.
         corpus: Per language, the fingerprint of its text.
         lexicon: Per direction, (file, inverted): the file of the direction, of the other one, or None where neither is there.
     """
@@ -37,6 +35,7 @@ class Plan:
     facts: dict[str, ModelFacts]
     layers: dict[tuple[str, str], tuple[int, ...]]
     weights: dict[tuple[str, str], str]
+    texts: dict[str, Text]
     corpus: dict[str, str]
     lexicon: dict[Direction, tuple[Path, bool] | None]
 
@@ -76,7 +75,7 @@ def make_plan(grid: Grid) -> Plan:
 
     Raises:
         ModelError: A model or revision is missing.
-        InputError: A corpus file is missing, or the languages differ in length.
+        InputError: The text of a language is missing, empty or broken, or the languages differ in length.
         GridError: A layer is outside a model.
     """
     found: list[Checkpoint] = []
@@ -90,7 +89,8 @@ def make_plan(grid: Grid) -> Plan:
         for part in _components(model, sizes[model.name]):
             layers[model.name, part] = grid.layer_ids(sizes[model.name].layers_of[part], model.name)
         weights |= {(c.model, c.revision): fingerprint(c) for c in of_model}
-    return Plan(grid, tuple(found), sizes, layers, weights, _corpus(grid), _lexicon(grid))
+    texts = _texts(grid)
+    return Plan(grid, tuple(found), sizes, layers, weights, texts, _corpus(grid, texts), _lexicon(grid))
 
 
 def _components(model: Model, size: ModelFacts) -> tuple[str, ...]:
@@ -103,58 +103,34 @@ def _components(model: Model, size: ModelFacts) -> tuple[str, ...]:
 
 
 def _checkpoints(model: Model) -> list[Checkpoint]:
-    return checkpoints(model.name, toy.resolve(model.path), model.revisions)
+    return [pinned(c) for c in checkpoints(model.name, toy.resolve(model.path), model.revisions)]
 
 
-def corpus_file(grid: Grid, language: str) -> Path:
-    """The corpus file of a language (the same one for all where the path names no {lang})."""
-    return Path(toy.resolve(grid.corpus.path).replace("{lang}", language))
+def _texts(grid: Grid) -> dict[str, Text]:
+    corpus = grid.corpus
+    revision = hub_revision(corpus.path, corpus.config) if corpus.format == "datasets" else None
+    path = toy.resolve(corpus.path)
+    return {
+        language: Text(language, corpus.format, path.replace("{lang}", language), corpus.config, corpus.split, revision)
+        for language in grid.languages
+    }
 
 
-def _corpus(grid: Grid) -> dict[str, str]:
-    """Fingerprints of the texts; a language's own file is checked for its length here, before anything is written."""
-    if grid.corpus.format == "datasets":
-        files = sorted(file for file in Path(grid.corpus.path).rglob("*") if file.is_file())  # none of a Hub data set
-        named = [grid.corpus.path, grid.corpus.config, grid.corpus.split, *map(file_digest, files)]
-        return dict.fromkeys(grid.languages, digest(named))
-    count = {"text": count_lines, "parquet": lambda path: open_parquet(path).metadata.num_rows, "tsv": count_lines}
+def _corpus(grid: Grid, texts: dict[str, Text]) -> dict[str, str]:
+    """Fingerprints of the texts, and whether all have the same length: before anything is written."""
     prints, lines = {}, {}
-    for language in grid.languages:
-        path = corpus_file(grid, language)
-        if not path.is_file():
-            raise InputError(f"{path}: no such file for language {language}; check corpus.path and languages")
-        prints[language] = file_digest(path)
-        lines[language] = count[grid.corpus.format](path)
+    for language, text in texts.items():
+        if text.format != "datasets" and not Path(text.path).is_file():
+            raise InputError(f"{text.path}: no such file for language {language}; check corpus.path and languages")
+        prints[language], lines[language] = text.measure()
         if not lines[language]:
-            raise InputError(f"{path}: is empty; expected one sentence per line")
+            raise InputError(f"{text.path}: is empty; expected one sentence per line")
     if len(set(lines.values())) > 1:
         shown = ", ".join(f"{language} {n}" for language, n in lines.items())
         raise InputError(
             f"{grid.corpus.path}: the languages differ in lines ({shown}); line i must say the same in every file"
         )
     return prints
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Opens a Parquet file of the user's.
-
-    Raises:
-        InputError: It is none.
-    """
-    try:
-        return pq.ParquetFile(path)
-    except pa.ArrowInvalid:
-        raise InputError(f"{path}: not a Parquet file; write one with a column text, or set corpus.format") from None
-
-
-def count_lines(path: Path) -> int:
-    """Lines of a text file, ended by LF; a last line without LF counts."""
-    lines, last = 0, b"\n"
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            lines += block.count(b"\n")
-            last = block[-1:]
-    return lines + (last != b"\n")
 
 
 def _lexicon(grid: Grid) -> dict[Direction, tuple[Path, bool] | None]:

@@ -7,16 +7,19 @@ parts in grid order, written last, so they are the same bytes whatever finished 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import product
-from typing import Any
+from functools import partial
+from itertools import count, product, repeat
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from raypipe.errors import RunError
 from raypipe.grid import Grid
 from raypipe.rundir import Cell, RunDir
-from raypipe.schema import TABLES, make_table
+from raypipe.schema import TABLES, arrow_schema, make_table
 from raypipe.science.calign import Calign, Cooccurrence, mutual
 from raypipe.science.colap import Overlap
 from raypipe.science.nulls import summarise
@@ -25,10 +28,12 @@ from raypipe.science.thresholds import AlignThresholds, OverlapThresholds
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan
 
-NAME, VERSION = "scores", 1
+NAME, VERSION = "scores", 2
 FIELDS = ("words.normalise", "calign.null_draws", "colap.null_draws", "colap.rule", "colap.scopes")
 FLAT = ("calign", "aligned", "colap", "overlap")
+GROUP = 1 << 14  # rows of a row group: what is held of a long table at a time
 Row = dict[str, Any]
+Rows = list[Row]
 Labels = tuple[list[str], Any, list[str]]  # words, concepts, languages of a clustering's points
 
 
@@ -68,13 +73,25 @@ def groups(grid: Grid) -> list[tuple[str, ...]]:
     return pairs + (grid.joint_scopes() if grid.colap.scopes == "all" and len(grid.languages) > 2 else [])
 
 
-def run(context: Context, todo: list[Cell]) -> None:
-    """Scores every pair that is not there yet; a pair without any clustering fails, since there is nothing to score."""
-    context.watcher.start(NAME, len(todo), "pairs", 0)
-    items = [_item(context, cell) for cell in todo]
-    for cell, receipt in context.each(context.cluster.map(work, items), todo):
-        # Other inputs than asked for: the mark keeps the rows that are there, and the next run scores the pair again.
-        context.finish(replace(cell, axes={**cell.axes, "inputs": []}) if receipt["missing"] else cell, receipt)
+def run(context: Context, left: list[Cell]) -> None:
+    """Scores every pair that is not there yet; where a clustering failed, the rows say so and the next run scores it again."""
+    context.watcher.start(NAME, len(left), "pairs")
+    items, lacking = [_item(context, cell) for cell in left], 0
+    for cell, receipt in context.each(context.cluster.map(work, items), left):
+        context.finish(_incomplete(cell) if receipt["missing"] else cell, receipt)
+        lacking += receipt["missing"] > 0
+    if lacking:
+        context.watcher.note(f"scores: {lacking} of {len(left)} pairs lack a clustering; those rows say input_failed")
+
+
+def _incomplete(cell: Cell) -> Cell:
+    """The cell as it is marked where a clustering is missing: of other inputs than asked for, so that it is scored again."""
+    return replace(cell, axes={**cell.axes, "inputs": []})
+
+
+def serves(run: RunDir, cell: Cell) -> bool:
+    """Whether the rows of a cell are there and those of the present grid, clusterings that failed or not."""
+    return run.is_done(cell) or run.is_done(_incomplete(cell))
 
 
 def _item(context: Context, cell: Cell) -> Item:
@@ -87,39 +104,73 @@ def _item(context: Context, cell: Cell) -> Item:
         "states": "/".join(state),
         "folder": f"scores/parts/{cell.path}",
         "group": group,
+        "lexicons": [d for d in plan.grid.directions() if plan.grid.lexicon.induce or plan.lexicon[d]],
         "layers": plan.layers[cell["model"], cell["component"]],
     }
 
 
 def work(item: Item) -> Receipt:
-    """Scores one pair of one checkpoint at every layer, k, seed and threshold."""
+    """Scores one pair of one checkpoint at every layer, k, seed and threshold.
+
+    The long tables (`aligned`, `overlap`) are written while they are made; of the others a row per threshold is held.
+
+    Returns:
+        {"files", "seconds", "missing"}: `missing` counts the clusterings that were needed and are not there.
+
+    Raises:
+        RunError: A dictionary of the grid is not there yet, or a file of the run is damaged.
+    """
     started = time.perf_counter()
-    run, tables = RunDir(item["run"]), _Tables(item)
-    missing = 0
-    settings = tables.grid.concepts
-    for layer, k, seed in product(item["layers"], settings.k, settings.seeds):
-        missing += tables.add(layer, k, seed)
-    if not any(tables.rows[name] for name in ("calign", "colap")):
-        raise RunError("its input failed: there are no concepts to score")
-    files = {}
-    for name in FLAT:
-        place = f"{item['folder']}/{name}.parquet"
-        files[place] = run.write_table(place, make_table(name, tables.rows[name]))
-    return {"files": files, "seconds": time.perf_counter() - started, "missing": missing}
+    run, pair, files = RunDir(item["run"]), _Pair(item), {}
+    for short, long, found in (("calign", "aligned", pair.calign()), ("colap", "overlap", pair.colap())):
+        held = list[pa.Table]()
+        for name, tables in ((long, _long_tables(long, found, held)), (short, held)):
+            place = f"{item['folder']}/{name}.parquet"
+            files[place] = run.write_tables(place, arrow_schema(name), _row_groups(tables))
+    return {"files": files, "seconds": time.perf_counter() - started, "missing": pair.missing}
 
 
-class _Tables:
-    """The rows of one pair of one checkpoint."""
+def _long_tables(long: str, found: Iterable[tuple[str, Rows]], held: list[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of the rows found for the table `long`; those of the other one are put into `held`."""
+    waiting: Rows = []
+    for name, rows in found:
+        if name != long:
+            held.append(make_table(name, rows))
+            continue
+        waiting += rows
+        if len(waiting) >= GROUP:
+            yield make_table(long, waiting)
+            waiting = []
+    yield make_table(long, waiting)
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of the tables in tables of GROUP rows, the last one shorter: bytes that depend on the rows alone."""
+    held, rows = list[pa.Table](), 0
+    for table in tables:
+        held.append(table)
+        rows += table.num_rows
+        while rows >= GROUP:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, GROUP).combine_chunks()
+            held, rows = [whole.slice(GROUP)], rows - GROUP
+    if rows:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+class _Pair:
+    """The rows of one pair of one checkpoint; `missing` counts the clusterings that were looked for and are not there."""
 
     def __init__(self, item: Item) -> None:
-        self.grid = Grid(**item["grid"])
-        self.rows: dict[str, list[Row]] = {name: [] for name in FLAT}
-        self._run, self._item, self._group = RunDir(item["run"]), item, tuple(item["group"])
-        pair = self._group if self._group in self.grid.language_pairs() else ()
+        self.missing = 0
+        self._grid, self._item, self._group = Grid(**item["grid"]), item, tuple(item["group"])
+        self._run = RunDir(item["run"])
+        pair = self._group if self._group in self._grid.language_pairs() else ()
         self._directions = [pair, pair[::-1]] if pair else []
-        self._joint = "+".join(sorted(self._group)) if tuple(sorted(self._group)) in self.grid.joint_scopes() else ""
-        self._lexicons = {d: self._lexicon(*d) for d in self._directions}
-        calign, colap = self.grid.calign, self.grid.colap
+        joint = tuple(sorted(self._group))
+        self._joint = "+".join(joint) if joint in self._grid.joint_scopes() else ""
+        self._lexicons = {d: self._lexicon(*d) if d in item["lexicons"] else None for d in self._directions}
+        calign, colap = self._grid.calign, self._grid.colap
         self._align = [
             AlignThresholds(theta=theta, translations=n, min_types=types, size_ratio=ratio)
             for theta, n, types, ratio in product(
@@ -131,94 +182,94 @@ class _Tables:
             for t, types in product(colap.theta, colap.min_types)
         ]
 
-    def add(self, layer: int, k: int, seed: int) -> int:
-        """Adds the rows of one layer, k and seed; returns how many of its clusterings are missing."""
-        key = {"layer": layer, "algorithm": self.grid.concepts.algorithm, "k": k, "seed": seed, "semantics": "default"}
-        missing = 0
-        if self._directions:
-            sides = {language: self._labels(layer, language, k, seed) for language in self._group}
-            missing += sum(side is None for side in sides.values())
-            if all(sides.values()):
-                self._add_calign(key, {language: (side[0], side[1]) for language, side in sides.items() if side})
-        if self._joint:
-            joint = self._labels(layer, self._joint, k, seed)
-            missing += joint is None
-            if joint:
-                self._add_colap(key, joint)
-        return missing
+    def calign(self) -> Iterator[tuple[str, Rows]]:
+        """Rows of `calign` and `aligned` with the table's name, by layer, k, seed, direction and threshold."""
+        needed = self._group if any(self._lexicons.values()) else ()
+        for key in self._keys() if self._directions else ():
+            sides = {scope: labels for scope in needed if (labels := self._labels(key, scope))}
+            failed = [scope for scope in sorted(needed) if scope not in sides]
+            prepared = {
+                (source, target): Cooccurrence(
+                    sides[source][:2], sides[target][:2], lexicon.ranked, self._grid.calign.translations
+                )
+                for (source, target), lexicon in self._lexicons.items()
+                if lexicon and not failed
+            }
+            found = {d: [tables.evaluate(t, rows=True) for t in self._align] for d, tables in prepared.items()}
+            for source, target in self._directions:
+                named = self._named(key, "source_component", "target_component") | {"source": source, "target": target}
+                if scores := found.get((source, target)):
+                    draws = self._grid.calign.null_draws
+                    nulls = prepared[source, target].null(draws, key["seed"], self._align) if draws else None
+                    yield from self._scored(named, scores, found.get((target, source)), nulls)
+                else:
+                    reason = f"input_failed: {', '.join(failed)}" if self._lexicons[source, target] else "no_lexicon"
+                    yield "calign", [_unscored("calign", named | _align_key(t), reason) for t in self._align]
 
-    def _labels(self, layer: int, scope: str, k: int, seed: int) -> Labels | None:
-        path = f"{self._item['states']}/layer={layer:02d}/scope={scope}/k={k:04d}/seed={seed}"
+    def colap(self) -> Iterator[tuple[str, Rows]]:
+        """Rows of `colap` and `overlap` with the table's name, by layer, k, seed and threshold."""
+        for key in self._keys() if self._joint else ():
+            named = self._named(key, "component") | {"scope": self._joint, "languages": len(self._group)}
+            rows = [named | _overlap_key(t) for t in self._overlap]
+            joint = self._labels(key, self._joint)
+            if joint is None:
+                yield "colap", [_unscored("colap", row, f"input_failed: {self._joint}") for row in rows]
+                continue
+            overlap, draws = Overlap(*joint, scope=self._group), self._grid.colap.null_draws
+            permuted = overlap.permuted(draws, key["seed"], self._overlap).T if draws else repeat(None)
+            scored = map(partial(_colap_row, overlap), self._overlap, permuted)
+            yield "colap", [row | score for row, score in zip(rows, scored, strict=True)]
+            yield "overlap", [named | share._asdict() for share in overlap.rows()]
+
+    def _keys(self) -> Iterator[Row]:
+        concepts = self._grid.concepts
+        for layer, k, seed in product(self._item["layers"], concepts.k, concepts.seeds):
+            yield {"layer": layer, "algorithm": concepts.algorithm, "k": k, "seed": seed, "semantics": "default"}
+
+    def _named(self, key: Row, *components: str) -> Row:
+        """The columns that name the states and the clustering of a row."""
+        state = dict(self._item["state"])
+        return key | dict.fromkeys(components, state.pop("component")) | state
+
+    def _labels(self, key: Row, scope: str) -> Labels | None:
+        path = f"{self._item['states']}/layer={key['layer']:02d}/scope={scope}/k={key['k']:04d}/seed={key['seed']}"
         if self._run.mark_at("concepts", path) is None:
+            self.missing += 1
             return None
         table = self._run.read_table(f"concepts/{path}/labels.parquet", ["language", "word", "concept"])
-        words = [normalise(word, self.grid.words.normalise) for word in table.column("word").to_pylist()]
+        words = [normalise(word, self._grid.words.normalise) for word in table.column("word").to_pylist()]
         return words, table.column("concept").to_numpy(), table.column("language").to_pylist()
 
-    def _lexicon(self, source: str, target: str) -> tuple[dict[str, list[str]], int] | None:
+    def _lexicon(self, source: str, target: str) -> _Lexicon:
         path = f"source={source}/target={target}"
         mark = self._run.mark_at("lexicon", path)
         if mark is None:
-            return None
+            raise RunError(f"lexicon {source}-{target}: is not there yet; run the stage lexicon first")
         ranked: dict[str, list[str]] = {}
         table = self._run.read_table(f"lexicon/{path}.parquet", ["source_word", "target_word"])
         for source_word, target_word in zip(*table.to_pydict().values(), strict=True):
             ranked.setdefault(source_word, []).append(target_word)
-        return ranked, mark.receipt["dropped_multiword"]
+        return _Lexicon(ranked, {name: mark.receipt[name] for name in ("dropped_multiword", "dropped_duplicates")})
 
-    def _add_calign(self, key: Row, sides: dict[str, tuple[list[str], Any]]) -> None:
-        deepest = self.grid.calign.translations
-        prepared = {
-            (source, target): Cooccurrence(sides[source], sides[target], lexicon[0], deepest)
-            for (source, target), lexicon in self._lexicons.items()
-            if lexicon
-        }
-        found = {d: [tables.evaluate(t, rows=True) for t in self._align] for d, tables in prepared.items()}
-        for source, target in self._directions:
-            state = {axis: self._item["state"][axis] for axis in ("model", "revision", "variant")}
-            component = self._item["state"]["component"]
-            named = (
-                key
-                | state
-                | {"source_component": component, "target_component": component, "source": source, "target": target}
-            )
-            if (source, target) not in prepared:
-                self.rows["calign"] += [_unscored(named | _align_key(t)) for t in self._align]
-                continue
-            draws = self.grid.calign.null_draws
-            nulls = prepared[source, target].null(draws, key["seed"], self._align) if draws else None
-            back = found.get((target, source))
-            for i, (t, score) in enumerate(zip(self._align, found[source, target], strict=True)):
-                row = named | _align_key(t)
-                null = _null(score.calign, nulls[:, i] if nulls is not None else None)
-                pairs = mutual(score, back[i]) if back else None
-                lexicon = self._lexicons[source, target] or ({}, 0)
-                self.rows["calign"].append(
-                    row | _calign_row(score) | null | {"mutual": pairs, "dropped_multiword": lexicon[1]}
-                )
-                self.rows["aligned"] += [row | _aligned_row(pair) for pair in score.rows]
+    def _scored(
+        self, named: Row, scores: list[Calign], back: list[Calign] | None, nulls: Any
+    ) -> Iterator[tuple[str, Rows]]:
+        """The rows of one direction at every threshold; `back` is the other direction's, `nulls` float64 [draws, thresholds]."""
+        lexicon, rows = self._lexicons[named["source"], named["target"]], list[Row]()
+        for i, (t, score) in enumerate(zip(self._align, scores, strict=True)):
+            row = named | _align_key(t)
+            null = _null(score.calign, None if nulls is None else nulls[:, i])
+            pairs = {"mutual": mutual(score, back[i]) if back else None}
+            rows.append(row | _calign_row(score) | null | pairs | (lexicon.dropped if lexicon else {}))
+            yield "aligned", [row | pair._asdict() for pair in score.rows]
+        yield "calign", rows
 
-    def _add_colap(self, key: Row, joint: Labels) -> None:
-        words, concepts, languages = joint
-        overlap = Overlap(words, concepts, languages, scope=self._group)
-        state = {axis: self._item["state"][axis] for axis in ("model", "revision", "component", "variant")}
-        named = key | state | {"scope": self._joint, "languages": len(self._group)}
-        draws = self.grid.colap.null_draws
-        permuted = overlap.permuted(draws, key["seed"], self._overlap) if draws else None
-        for i, t in enumerate(self._overlap):
-            score = overlap.evaluate(t)
-            ceiling = summarise(score.colap or 0.0, permuted[:, i]) if permuted is not None else None
-            self.rows["colap"].append(
-                named
-                | {"theta": float(t.theta), "min_types": t.min_types, "rule": t.rule}
-                | {
-                    name: getattr(score, name)
-                    for name in ("concepts", "eligible", "overlapping", "overlapping_excl_shared")
-                }
-                | {"colap": score.colap, "colap_eligible": score.colap_eligible, "reason": ""}
-                | {"permuted_colap": ceiling.mean if ceiling else None, "permuted_sd": ceiling.sd if ceiling else None}
-            )
-        self.rows["overlap"] += [named | share._asdict() for share in overlap.rows()]
+
+class _Lexicon(NamedTuple):
+    """A direction's dictionary (source word -> its translations, best first) and the counts of entries it was made without."""
+
+    ranked: dict[str, list[str]]
+    dropped: Row
 
 
 def _align_key(t: AlignThresholds) -> Row:
@@ -228,6 +279,10 @@ def _align_key(t: AlignThresholds) -> Row:
         "min_types": t.min_types,
         "size_ratio": float(t.size_ratio),
     }
+
+
+def _overlap_key(t: OverlapThresholds) -> Row:
+    return {"theta": float(t.theta), "min_types": t.min_types, "rule": t.rule}
 
 
 def _calign_row(score: Calign) -> Row:
@@ -245,11 +300,6 @@ def _calign_row(score: Calign) -> Row:
     return {name: getattr(score, name) for name in names} | {"reason": "" if score.coverage else "no_coverage"}
 
 
-def _aligned_row(pair: Any) -> Row:
-    row: Row = pair._asdict()
-    return row | {"word_pairs": [{"source": s, "target": t} for s, t in pair.word_pairs]}
-
-
 def _null(observed: float | None, draws: Any) -> Row:
     if draws is None or observed is None:
         return dict.fromkeys(("null_calign", "null_sd", "null_max", "null_p"))
@@ -257,16 +307,60 @@ def _null(observed: float | None, draws: Any) -> Row:
     return {"null_calign": null.mean, "null_sd": null.sd, "null_max": null.max, "null_p": null.p}
 
 
-def _unscored(row: Row) -> Row:
-    empty: Row = dict.fromkeys(column.name for column in TABLES["calign"])
-    return empty | row | {"reason": "no_lexicon"}
+def _colap_row(overlap: Overlap, thresholds: OverlapThresholds, draws: Any) -> Row:
+    score = overlap.evaluate(thresholds)
+    names = ("concepts", "eligible", "overlapping", "overlapping_excl_shared", "colap", "colap_eligible")
+    row: Row = {name: getattr(score, name) for name in names}
+    for n, (eligible, overlapping) in score.beside.items():
+        row |= {f"eligible_{n}": eligible, f"overlapping_{n}": overlapping}
+    ceiling = None if draws is None else summarise(score.colap or 0.0, draws)
+    row |= {"permuted_colap": ceiling.mean if ceiling else None, "permuted_sd": ceiling.sd if ceiling else None}
+    return row | {"points": overlap.counts.points.sum(axis=0).tolist(), "reason": ""}
 
 
-def flatten(run: RunDir, finished: list[Cell]) -> dict[str, pa.Table]:
-    """Writes the flat tables from the parts of the finished cells, in grid order, and returns them."""
-    tables = {}
+def _unscored(table: str, row: Row, reason: str) -> Row:
+    empty: Row = dict.fromkeys(column.name for column in TABLES[table])
+    return empty | row | {"reason": reason}
+
+
+class Stored:
+    """A flat table of a run, of which only the rows that are asked for are read.
+
+    Args:
+        path: The Parquet file.
+
+    Attributes:
+        schema: The table's Arrow schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from pyarrow.dataset import dataset
+
+        self._rows = dataset(path, format="parquet")
+        self.schema: pa.Schema = self._rows.schema
+
+    def filter(self, keep: Any) -> pa.Table:
+        """The rows that fit an expression, in the order of the file, as `pyarrow.Table.filter` gives them."""
+        return self._rows.to_table(filter=keep)
+
+
+def flatten(run: RunDir, finished: list[Cell]) -> dict[str, Any]:
+    """Writes the flat tables from the parts of the finished cells, in grid order, a row group at a time.
+
+    Returns:
+        The tables `calign` and `colap`, and `aligned` as a `Stored`.
+    """
     for name in FLAT:
-        parts = [run.read_table(f"scores/parts/{cell.path}/{name}.parquet") for cell in finished]
-        tables[name] = pa.concat_tables(parts) if parts else make_table(name, [])
-        run.write_table(f"scores/{name}.parquet", tables[name])
-    return tables
+        parts = (part for cell in finished for part in _part(run, f"scores/parts/{cell.path}/{name}.parquet"))
+        run.write_tables(f"scores/{name}.parquet", arrow_schema(name), _row_groups(parts))
+    tables = {name: run.read_table(f"scores/{name}.parquet") for name in ("calign", "colap")}
+    return tables | {"aligned": Stored(run.path / "scores/aligned.parquet")}
+
+
+def _part(run: RunDir, name: str) -> Iterator[pa.Table]:
+    """A part, one of its row groups at a time."""
+    for start in count(0, GROUP):
+        rows = run.read_rows(name, start, start + GROUP)
+        yield rows
+        if rows.num_rows < GROUP:
+            return

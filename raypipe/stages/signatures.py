@@ -58,17 +58,14 @@ def _of_cells(done: Done) -> list[Case]:
             cases.append(("DUPLICATE_LINES", cell["lang"], f"{share:.1%} of lines", "1%", share))
     cases += _imbalanced(done)
     for cell, receipt in done["extract"]:
-        chosen, where = receipt["points"] + receipt["lost"], f"{cell['model']} {cell['lang']}"
+        chosen, where = receipt["points"] + receipt["lost"], f"{cell['model']} {cell['component']} {cell['lang']}"
         for code, name, limit in (("LOST_WORDS", "lost", 0.01), ("UNKNOWN_PIECES", "unknown", 0.05)):
             share = receipt[name] / max(chosen, 1)
             if share > limit:
                 cases.append((code, where, f"{share:.1%} of words", f"{limit:.0%}", share))
     for cell, receipt in done["concepts"]:
-        where, k, points = (
-            f"{cell['model']} {cell['revision']} layer {cell['layer']} {cell['scope']}",
-            int(cell["k"]),
-            receipt["points"],
-        )
+        where = f"{_state(cell)} layer {cell['layer']} {cell['scope']}"
+        k, points = int(cell["k"]), receipt["points"]
         if points < 20 * k:
             cases.append(("FEW_POINTS", where, f"{points / k:.1f} points per concept", "20", k / points))
         share, limit = receipt["largest"] / points, min(0.2, 50 / k)
@@ -80,6 +77,11 @@ def _of_cells(done: Done) -> list[Case]:
         if receipt["induced"]
     ]
     return cases
+
+
+def _state(named: Cell | Mapping[str, Any]) -> str:
+    """The states a cell or a row is about."""
+    return f"{named['model']} {named['component']} {named['revision']}"
 
 
 def _imbalanced(done: Done) -> list[Case]:
@@ -111,11 +113,11 @@ def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
         "min_types",
         "size_ratio",
     )
-    scored = [row for row in rows if row["calign"] is not None]
+    scored = [row | {"component": _component(row)} for row in rows if row["calign"] is not None]
     other = {(row["source"], row["target"], *(row[s] for s in settings)): row for row in scored}
     for row in scored:
         pair = f"{row['source']}-{row['target']}"
-        where = f"{row['model']} {row['revision']} layer {row['layer']} {pair} theta {row['theta']:g}"
+        where = f"{_state(row)} layer {row['layer']} {pair} theta {row['theta']:g}"
         if row["coverage"] < 0.5:
             cases.append(("LOW_COVERAGE", pair, f"{row['coverage']:.2f} of types", "0.5", -row["coverage"]))
         elif row["reachable"] < row["eligible"] / 2:
@@ -131,13 +133,18 @@ def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
     return cases + _null_like(scored)
 
 
+def _component(row: dict[str, Any]) -> str:
+    source, target = row["source_component"], row["target_component"]
+    return str(source) if source == target else f"{source}-{target}"
+
+
 def _null_like(scored: list[dict[str, Any]]) -> list[Case]:
-    """Checkpoints with scores that do not rise above their null; freshly initialised weights are not expected to."""
+    """Components of checkpoints with scores that do not rise above their null; freshly initialised weights are not expected to."""
     of_state: dict[str, list[bool]] = defaultdict(list)
     for row in scored:
         if row["null_calign"] is not None and not row["revision"].startswith("random:"):
             low = row["calign"] <= row["null_calign"] + 2 * row["null_sd"]
-            of_state[f"{row['model']} {row['revision']}"].append(low)
+            of_state[_state(row)].append(low)
     return [
         ("NULL_LIKE", state, f"{sum(low)} of {len(low)} scores", "null + 2 sd", sum(low) / len(low))
         for state, low in of_state.items()
@@ -149,11 +156,11 @@ def _of_colap(rows: list[dict[str, Any]]) -> list[Case]:
     return [
         (
             "SHARED_STRINGS",
-            f"{row['model']} {row['revision']} layer {row['layer']} {row['scope']}",
+            f"{_state(row)} layer {row['layer']} {row['scope']}",
             f"{row['overlapping_excl_shared']} of {row['overlapping']} left",
             "half",
             row["overlapping"] - row["overlapping_excl_shared"],
         )
         for row in rows
-        if row["overlapping_excl_shared"] < row["overlapping"] / 2
+        if row["colap"] is not None and row["overlapping_excl_shared"] < row["overlapping"] / 2
     ]

@@ -1,8 +1,9 @@
-"""Score tables made ready for the page: seeds averaged, revisions ordered, settings told apart."""
+"""Score tables made ready for reading: seeds averaged, revisions ordered, settings told apart, best layers found."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,22 +12,24 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from raypipe.grid import CalignSettings, ColapSettings
+
 RANDOM = "random:"
 SHARED = ("variant", "semantics", "algorithm", "k")
 OWN = {
-    "calign": ("component", "theta", "translations", "min_types", "size_ratio"),
-    "colap": ("component", "theta", "min_types", "rule"),
+    "calign": ("theta", "translations", "min_types", "size_ratio"),
+    "colap": ("theta", "min_types", "rule"),
 }
-# The value the page opens with where the grid has it (the specification's default); else the grid's first one.
+# A setting opens with the specification's default where the grid has it; else with the grid's first value.
 OPENING = {
-    "calign": {"theta": 0.8, "translations": 10, "min_types": 5, "size_ratio": 0.6},
-    "colap": {"theta": 0.3, "min_types": 1},
+    metric: {name: values[0] for name, values in defaults if isinstance(values, tuple)}
+    for metric, defaults in (("calign", CalignSettings()), ("colap", ColapSettings()))
 }
 _SOURCES = {
     "calign": {"value": "calign", "count": "aligned", "ref": "null_calign", "ref_sd": "null_sd", "ref_max": "null_max"},
     "colap": {"value": "colap", "count": "overlapping", "ref": "permuted_colap", "ref_sd": "permuted_sd"},
 }
-_KEYS = ["model", "group", "layer", "pair"]
+_KEYS = ["model", "name", "component", "group", "layer", "pair"]
 _KEPT_ROWS = 20_000  # rows of a chart's data beyond which a browser grows slow
 
 
@@ -51,19 +54,34 @@ def scope_name(source: str, target: str) -> str:
     return "+".join(sorted((source, target)))
 
 
-def scores(table: pa.Table, metric: str) -> pd.DataFrame:
-    """A score table with the seeds averaged.
+def scores(tables: Mapping[str, pa.Table]) -> dict[str, pd.DataFrame]:
+    """The score tables that have rows, with the seeds averaged.
 
     Args:
-        table: Rows of `schema.TABLES[metric]`, in grid order.
-        metric: "calign" or "colap".
+        tables: `calign` and `colap` of `schema.TABLES`, in grid order; others are not read.
 
     Returns:
-        One row per model, revision, layer, pair and setting: value, lo, hi (over seeds), seeds, ref, ref_lo, ref_hi
-        (mean -+ 2 sd), ref_max, count, concepts, reason, random (a row of random weights beside trained ones; these
-        are pooled over their seeds), last (the model's last trained revision), step.
+        By metric, one row per model, revision, layer, pair and setting: model (the `name` in the grid, with the
+        `component` where that model has several), value (mean of the seeds that have one), lo, hi (over seeds), seeds,
+        ref, ref_lo, ref_hi (mean -+ 2 sd), ref_max, count, concepts, reason (the first one of the seeds), random (a row
+        of random weights beside trained ones; these are pooled over their seeds), last (the model's last trained
+        revision), step.
     """
-    raw = table.to_pandas()
+    raw = {metric: _named(tables[metric], metric) for metric in OWN if metric in tables and tables[metric].num_rows}
+    components = defaultdict[str, set[str]](set)
+    for frame in raw.values():
+        for name, component in frame[["name", "component"]].drop_duplicates().itertuples(index=False):
+            components[name].add(component)
+    for frame in raw.values():
+        at = zip(frame["name"], frame["component"], strict=True)
+        frame["model"] = [f"{n} · {c}" if len(components[n]) > 1 else n for n, c in at]
+    return {metric: _averaged(frame, metric) for metric, frame in raw.items()}
+
+
+def _named(table: pa.Table, metric: str) -> pd.DataFrame:
+    """The rows with `name`, `component` and `pair`."""
+    raw: pd.DataFrame = table.to_pandas()
+    raw["name"] = raw["model"]
     if metric == "calign":
         same = raw["source_component"] == raw["target_component"]
         both = raw["source_component"] + " → " + raw["target_component"]
@@ -71,10 +89,15 @@ def scores(table: pa.Table, metric: str) -> pd.DataFrame:
         raw["pair"] = [pair_name(s, t) for s, t in zip(raw["source"], raw["target"], strict=True)]
     else:
         raw = raw.assign(pair=raw["scope"], coverage=np.nan, null_p=np.nan)
+    return raw
+
+
+def _averaged(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
     for new, old in _SOURCES[metric].items():
         raw[new] = raw[old]
     raw["ref_max"] = raw.get("ref_max", np.nan)
     raw["ref_var"] = raw["ref_sd"] ** 2
+    raw["reason"] = raw["reason"].where(raw["reason"] != "")
     trained = set(raw.loc[~raw["revision"].str.startswith(RANDOM), "model"])
     raw["random"] = raw["revision"].str.startswith(RANDOM) & raw["model"].isin(trained)
     raw["group"] = raw["revision"].where(~raw["random"], "random")
@@ -82,8 +105,10 @@ def scores(table: pa.Table, metric: str) -> pd.DataFrame:
     columns |= {"coverage": "mean", "null_p": "max", "reason": "first", "random": "first"}
     grouped = raw.groupby([*_KEYS, *SHARED, *OWN[metric]], sort=False, dropna=False)
     frame = grouped.agg(columns | ({"source": "first", "target": "first"} if metric == "calign" else {}))
-    spread = grouped["value"].agg(["min", "max", "count"]).set_axis(["lo", "hi", "seeds"], axis=1)
+    spread = grouped["value"].agg(["min", "max", "count", "size"]).set_axis(["lo", "hi", "seeds", "of"], axis=1)
     frame = frame.join(spread).reset_index().rename(columns={"group": "revision"}).astype({"random": bool})
+    scored = zip(frame["reason"].fillna(""), frame["seeds"], frame.pop("of"), strict=True)
+    frame["reason"] = [f"{reason} (mean of {n} of {of})" if 0 < n < of else reason for reason, n, of in scored]
     sd = np.sqrt(frame.pop("ref_var"))
     frame["ref_sd"], frame["ref_lo"], frame["ref_hi"] = sd, (frame["ref"] - 2 * sd).clip(lower=0), frame["ref"] + 2 * sd
     return _ordered(frame)
@@ -144,11 +169,57 @@ def mark_best(frames: Mapping[str, pd.DataFrame], axes: Mapping[str, list[Settin
     if "calign" in frames:
         shown = at_opening(frames["calign"], axes["calign"])
         means = shown[shown["last"]].groupby(["model", "layer"])["value"].mean().dropna().reset_index()
-        top = means.sort_values("value", ascending=False, kind="stable").drop_duplicates("model")
+        top = _best_first(means).drop_duplicates("model")
         best |= dict(zip(top["model"], top["layer"].tolist(), strict=True))
     for frame in frames.values():
         frame["best"] = frame["layer"] == frame["model"].map(best)
     return best
+
+
+def best_layers(frames: Mapping[str, pd.DataFrame], axes: Mapping[str, list[Setting]]) -> list[dict[str, Any]]:
+    """The result of a run: per model and direction the layer of highest CALIGN at the last revision and opening settings.
+
+    Ties go to the lowest layer, and so does a direction without a score; its reason is in the row.
+
+    Returns:
+        Rows of `scores`, in grid order, with `colap` and `ceiling` of the two languages, `random_calign` and
+        `random_colap` at the same layer, and `above`: whether the score lies above its null's mean + 2 sd.
+    """
+    shown = {m: at_opening(f, axes[m]) for m, f in frames.items()}
+    if "calign" not in shown:
+        return []
+    at = ["model", "revision", "layer", "pair"]
+    index: dict[str, Any] = {
+        m: f.drop_duplicates(at).set_index(at)[["value", "ref", "reason"]].to_dict("index") for m, f in shown.items()
+    }
+
+    def look(metric: str, *where: Any) -> dict[str, Any]:
+        return dict(index.get(metric, {}).get(where, {}))
+
+    last = shown["calign"][shown["calign"]["last"]]
+    rows = list[dict[str, Any]]()
+    for model, pair in shown["calign"][["model", "pair"]].drop_duplicates().itertuples(index=False):
+        part = last[(last["model"] == model) & (last["pair"] == pair)]
+        for row in _best_first(part).head(1).to_dict("records"):
+            scope = scope_name(row["source"], row["target"])
+            colap = look("colap", model, row["revision"], row["layer"], scope)
+            reasons = [row["reason"], f"COLAP: {colap['reason']}" if colap.get("reason") else ""]
+            row |= {
+                "colap": colap.get("value"),
+                "ceiling": colap.get("ref"),
+                "reason": "; ".join(filter(None, reasons)),
+            }
+            row["random_calign"] = look("calign", model, "random", row["layer"], pair).get("value")
+            row["random_colap"] = look("colap", model, "random", row["layer"], scope).get("value")
+            row["above"] = bool(row["value"] > row["ref_hi"])
+            rows.append({str(name): value for name, value in row.items()})
+    return rows
+
+
+def _best_first(frame: pd.DataFrame) -> pd.DataFrame:
+    """Highest value first, on ties the lowest layer, none last; a mean's rounding error breaks no tie."""
+    order = frame.assign(rank=-frame["value"].round(12)).sort_values(["rank", "layer"], kind="stable")
+    return order.drop(columns="rank")
 
 
 def thin(frame: pd.DataFrame, axes: list[Setting]) -> tuple[pd.DataFrame, list[Setting], str]:

@@ -40,10 +40,10 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
     Returns:
         The HTML text; the same arguments give the same text.
     """
-    scored = {m: frames.scores(tables[m], m) for m in ("calign", "colap") if m in tables and tables[m].num_rows}
+    scored = frames.scores(tables)
     axes = frames.settings(scored)
     frames.mark_best(scored, axes)
-    key = _key_rows(scored, axes)
+    key = frames.best_layers(scored, axes)
     drawn, sets, notes, varied = [], {}, [], {}
     for metric, frame in scored.items():
         kept, varied[metric], note = frames.thin(frame, axes[metric])
@@ -135,7 +135,8 @@ def _summary(
             shown = f"{len(found)} revisions, {found[0]} to {found[-1]}" if len(found) > 3 else ", ".join(found)
             extra = " and random weights" if part["random"].any() else ""
             layers = ", ".join(str(v) for v in sorted(part["layer"].unique()))
-            path = f" ({paths[model]})" if paths.get(model) else ""
+            given = paths.get(part["name"].iloc[0])
+            path = f" ({given})" if given else ""
             rows.setdefault(f"Model {model}{path}", f"{shown}{extra}; layers {layers}")
         what = "Directions" if metric == "calign" else "Joint scopes"
         pairs = [str(p) for p in frame["pair"].unique()]
@@ -144,33 +145,6 @@ def _summary(
         each = [f"{a.label.removeprefix(metric.upper()).strip()} {', '.join(map(str, a.values))}" for a in own]
         rows[f"{metric.upper()} settings"] = "; ".join(each)
     return list(rows.items())
-
-
-def _key_rows(scored: Mapping[str, pd.DataFrame], axes: Mapping[str, list[Setting]]) -> list[dict[str, Any]]:
-    """One row per model and direction: its layer of highest CALIGN (the lowest on ties) at the last revision."""
-    shown = {m: frames.at_opening(f, axes[m]) for m, f in scored.items()}
-    if "calign" not in shown:
-        return []
-    at = ["model", "revision", "layer", "pair"]
-    index: dict[str, Any] = {
-        m: f.drop_duplicates(at).set_index(at)[["value", "ref"]].to_dict("index") for m, f in shown.items()
-    }
-
-    def look(metric: str, *where: Any) -> dict[str, Any]:
-        return dict(index.get(metric, {}).get(where, {}))
-
-    last = shown["calign"][shown["calign"]["last"]].sort_values("layer", kind="stable")
-    rows = []
-    for model, pair in scored["calign"][["model", "pair"]].drop_duplicates().itertuples(index=False):
-        part = last[(last["model"] == model) & (last["pair"] == pair)]
-        for row in part.sort_values("value", ascending=False, kind="stable").head(1).to_dict("records"):
-            scope = frames.scope_name(row["source"], row["target"])
-            colap = look("colap", model, row["revision"], row["layer"], scope)
-            more = {"colap": colap.get("value"), "ceiling": colap.get("ref")}
-            more["random_calign"] = look("calign", model, "random", row["layer"], pair).get("value")
-            more["random_colap"] = look("colap", model, "random", row["layer"], scope).get("value")
-            rows.append({**row, **more, "above": bool(row["value"] > row["ref_hi"])})
-    return rows
 
 
 def _concepts(
@@ -182,9 +156,9 @@ def _concepts(
     found = []
     for row in key[:_LISTS]:
         source, _, target = row["component"].partition(" → ")
-        wanted = {c: row[c] for c in ("model", "revision", "layer", "source", "target")}
-        wanted |= {a.column: a.opening for a in axes["calign"] if a.column != "component"}
-        wanted |= {"source_component": source, "target_component": target or source}
+        wanted = {c: row[c] for c in ("revision", "layer", "source", "target")}
+        wanted |= {a.column: a.opening for a in axes["calign"]}
+        wanted |= {"model": row["name"], "source_component": source, "target_component": target or source}
         keep = pc.scalar(True)
         for column, value in wanted.items():
             keep = keep & (pc.field(column) == pa.scalar(value, aligned.schema.field(column).type))

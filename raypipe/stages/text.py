@@ -1,0 +1,193 @@
+"""The parallel text as the grid names it: walked through line by line, never held."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe.errors import InputError
+from raypipe.rundir import file_digest
+
+ROWS = 1024  # of a table read at a time
+
+
+@dataclass(frozen=True)
+class Text:
+    """The lines of one language; each walk reads them anew.
+
+    Walking raises InputError: not UTF-8 (names FILE:LINE), a column is missing, a row is no text, or a data set cannot be loaded.
+
+    Attributes:
+        language: Its code.
+        format: `text`, `tsv`, `parquet` or `datasets`.
+        path: The file; of a data set its folder or Hub id.
+        config: Configuration of a data set.
+        split: Split of a data set.
+        revision: Hub commit of a data set; None where it lies in a folder.
+    """
+
+    language: str
+    format: str
+    path: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        if self.format == "text":
+            return iter(TextLines(Path(self.path)))
+        if self.format == "tsv":
+            return _tsv_column(Path(self.path), self.language)
+        values = self._parquet_column() if self.format == "parquet" else self._data_set_column()
+        return _texts(values, self.path)
+
+    def measure(self) -> tuple[str, int]:
+        """Fingerprint (SHA-256, hex) and number of lines.
+
+        Of a text file its bytes count; elsewhere the language's column alone, since the columns beside it may change.
+        """
+        if self.format == "text":
+            return file_digest(self.path), count_lines(Path(self.path))
+        found, lines = hashlib.sha256(self._layout.encode()), 0
+        for line in self:
+            lines += 1
+            data = line.encode()
+            found.update(len(data).to_bytes(8))  # so that no two lists of lines give the same bytes
+            found.update(data)
+        return found.hexdigest(), lines
+
+    def _parquet_column(self) -> Iterator[Any]:
+        file = open_parquet(Path(self.path))
+        if "text" not in file.schema_arrow.names:
+            raise InputError(f"{self.path}: no column text; found {', '.join(file.schema_arrow.names)}")
+        for batch in file.iter_batches(ROWS, columns=["text"]):
+            yield from batch.column(0).to_pylist()
+
+    def _data_set_column(self) -> Iterator[Any]:
+        name = self._layout
+        for rows in self._data_set.select_columns([name]).iter(ROWS):
+            yield from rows[name] if name == self.language else (row[self.language] for row in rows[name])
+
+    @property
+    def _layout(self) -> str:
+        """Where a data set has the language: in a column of its own or as a field of `translation`; else empty."""
+        if self.format != "datasets":
+            return ""
+        names, features = self._data_set.column_names, self._data_set.features
+        if self.language in names:
+            return self.language
+        if "translation" in names and self.language in (features["translation"] or {}):
+            return "translation"
+        raise InputError(f"corpus.path {self.path}: no column {self.language}; found {', '.join(names)}")
+
+    @cached_property
+    def _data_set(self) -> Any:
+        """The data set's table; its rows stay on the disk."""
+        builder = _builder(self.path, self.config, self.revision)
+        if self.revision not in (None, builder.hash):
+            raise InputError(
+                f"corpus.path {self.path}: the run reads revision {self.revision}, but only {builder.hash} is cached here; "
+                "go online, or copy that revision's cache here"
+            )
+        try:
+            builder.download_and_prepare()
+            return builder.as_dataset(split=self.split)
+        except Exception as error:  # the library raises many kinds; each is the user's to mend
+            raise _not_loaded(self.path, error) from None
+
+
+def hub_revision(path: str, config: str | None) -> str | None:
+    """The commit of a data set on the Hub, offline the one that was cached last; None for a folder.
+
+    Raises:
+        InputError: The data set is neither reached nor cached.
+    """
+    return None if Path(path).is_dir() else _builder(path, config, None).hash
+
+
+def _builder(path: str, config: str | None, revision: str | None) -> Any:
+    """What `datasets` loads a data set with; its `hash` is the commit of one on the Hub, also offline."""
+    import datasets
+
+    try:
+        return datasets.load_dataset_builder(path, config, revision=revision)
+    except Exception as error:
+        raise _not_loaded(path, error) from None
+
+
+def _not_loaded(path: str, error: Exception) -> InputError:
+    return InputError(f"corpus.path {path}: cannot be loaded ({' '.join(str(error).split())[:160]})")
+
+
+class TextLines:
+    """One sentence per line; lines end at LF only, a CR before it is dropped, a BOM at the start is accepted.
+
+    Iterating reads the file, again each time, and raises InputError (FILE:LINE) at the first byte that is not UTF-8.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[str]:
+        with self._path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                yield self._decoded(number, line.removesuffix(b"\n").removesuffix(b"\r"))
+
+    def _decoded(self, number: int, line: bytes) -> str:
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+            raise InputError(f"{self._path}:{number}: not UTF-8 ({where}); save the file as UTF-8") from None
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a text file, ended by LF; a last line without LF counts."""
+    lines, last = 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            lines += block.count(b"\n")
+            last = block[-1:]
+    return lines + (last != b"\n")
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Opens a Parquet file of the user's.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid:
+        raise InputError(f"{path}: not a Parquet file; write one with a column text, or set corpus.format") from None
+
+
+def _tsv_column(path: Path, language: str) -> Iterator[str]:
+    """One column per language, named in the first line; no quoting."""
+    rows = (line.split("\t") for line in TextLines(path))
+    header, number = next(rows, [""]), 1
+    if language not in header:
+        raise InputError(f"{path}:1: no column {language}; found {', '.join(header)}")
+    place = header.index(language)
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise InputError(f"{path}:{number}: {len(row)} columns; expected {len(header)} as in the first line")
+        yield row[place]
+    if number == 1:
+        raise InputError(f"{path}: no line after the header; expected one sentence per line")
+
+
+def _texts(values: Iterable[Any], where: str) -> Iterator[str]:
+    for number, value in enumerate(values):
+        if not isinstance(value, str):
+            raise InputError(f"{where}: row {number} is {type(value).__name__}; expected text")
+        yield value
