@@ -202,7 +202,7 @@ def plan(spec: Any, as_json: Json = False) -> None:
         _print_json(found)
         return
     console = _console()
-    console.print(rows_table([{"stage": s, "cells": n} for s, n in found["cells"].items()], ["stage", "cells"]))
+    console.print(rows_table([{"stage": s, "cells": n} for s, n in found["cells"].items() if n], ["stage", "cells"]))
     rows = [{"language": language, **counts} for language, counts in found["languages"].items()]
     console.print(rows_table(rows, ["language", "sentences", "words", "points"]))
     for model, counts in found["models"].items():
@@ -279,7 +279,7 @@ def status(run: RunPath, as_json: Json = False) -> None:
         _print_json(found)
         return
     console = _console()
-    rows = [{"stage": stage, **counts} for stage, counts in found["stages"].items()]
+    rows = [{"stage": stage, **counts} for stage, counts in found["stages"].items() if counts["planned"]]
     console.print(rows_table(rows, ["stage", "planned", "done", "partial", "failed"], f"{found['name']} in {run}"))
     for failure in found["failures"]:
         console.print(

@@ -135,6 +135,9 @@ class States(_Part):
         "copy", description="What an encoder reads while its decoder reads a line: the same line, or nothing."
     )
     final_norm: bool = Field(True, description="Last layer after the final norm; false takes it before.")
+    also: Annotated[tuple[Literal["sentences", "neurons"], ...], BeforeValidator(_listed)] = Field(
+        (), description="States kept beside those of words, from the same forward: sentences, neurons."
+    )
     long_sentences: Literal["window", "skip", "error"] = Field(
         "window",
         description="Sentences beyond the model's length: overlapping windows, dropped and counted, or an error.",

@@ -47,6 +47,10 @@ def _by(cells: list[Cell], *axes: str) -> dict[tuple[str, ...], Cell]:
     return {tuple(cell[axis] for axis in axes): cell for cell in cells}
 
 
+def _texts(cells: Cells) -> dict[str, Cell]:
+    return {cell["lang"]: cell for cell in cells["corpus"]}
+
+
 LISTED = 10  # failed cells in a message
 OUTPUTS = (*(f"scores/{name}.parquet" for name in scores.FLAT), report.PLACE)
 STATE = ("model", "revision", "component", "lang")
@@ -64,7 +68,19 @@ STAGES = (
     ),
     Stage(
         "extract",
-        lambda plan, cells: extract.cells(plan, {c["lang"]: c for c in cells["corpus"]}),
+        lambda plan, cells: extract.cells(plan, _texts(cells)),
+        lambda context, left, cells: extract.run(context, left + context.left(cells["sentences"] + cells["neurons"])),
+        reads=("corpus",),
+    ),
+    Stage(
+        "sentences",
+        lambda plan, cells: extract.cells(plan, _texts(cells), extract.SENTENCES),
+        lambda context, left, cells: extract.run(context, left + context.left(cells["neurons"])),
+        reads=("corpus",),
+    ),
+    Stage(
+        "neurons",
+        lambda plan, cells: extract.cells(plan, _texts(cells), extract.NEURONS),
         lambda context, left, _: extract.run(context, left),
         reads=("corpus",),
     ),

@@ -16,7 +16,8 @@ from raypipe.pipeline import all_cells
 from raypipe.science.occurrences import Places
 from raypipe.stages.concepts import memory_needed, scopes
 from raypipe.stages.corpus import Sentences, choose_words
-from raypipe.stages.extract import naming_lines, shard_points
+from raypipe.stages.extract import shard_points
+from raypipe.stages.shards import naming_lines
 from raypipe.stages.plan import Plan, make_plan
 
 Counts = dict[tuple[str, str], int]  # by model and component

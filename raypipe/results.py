@@ -18,6 +18,12 @@ from raypipe.rundir import RunDir
 from raypipe.schema import arrow_schema
 from raypipe.statefile import read_layer
 
+KINDS = {
+    "words": ("extract", "points"),
+    "sentences": ("sentences", "states_of_sentences"),
+    "neurons": ("neurons", "states_of_sentences"),
+}
+
 
 class Run:
     """One run directory.
@@ -79,7 +85,7 @@ class Run:
         Raises:
             RunError: No clustering fits, or several do; the message names what is open.
         """
-        return self._dir.read_table(f"{self._one('concepts', axes)}/labels.parquet")
+        return self._dir.read_table(f"concepts/{self._one('concepts', axes)}/labels.parquet")
 
     def states(
         self,
@@ -89,8 +95,9 @@ class Run:
         layer: int,
         component: str = "encoder",
         variant: str | None = None,
+        of: str = "words",
     ) -> tuple[pa.Table, NDArray[np.float32]]:
-        """The points of one language at one layer, by sentence and token.
+        """The states of one language at one layer, by sentence and token.
 
         Args:
             model: The grid's name of the model.
@@ -99,22 +106,27 @@ class Run:
             layer: Layer id, 0 = embeddings.
             component: `encoder` or `decoder`.
             variant: Such as `v-default` or `v-mean`; may be left out where the run has one.
+            of: `words`, or where the grid's `states.also` names them `sentences` (the mean over a sentence's pieces) and
+                `neurons` (the largest input of the MLP's down projection over them; d is then the MLP's width).
 
         Returns:
-            The words (language, sentence, token, word) and their states, float32 [n, d], in the same order.
+            The rows (language, sentence and, of words, token, word) and their states, float32 [n, d], in the same order.
 
         Raises:
             RunError: The run holds no such states, or those of several variants.
         """
+        if of not in KINDS:
+            raise RunError(f"states of {of}: expected {', '.join(KINDS)}")
         axes = {"model": model, "revision": revision, "component": component, "variant": variant, "lang": language}
-        mark = self._dir.mark_at("extract", self._one("activations", axes).removeprefix("activations/"))
+        stage, schema = KINDS[of]
+        mark = self._dir.mark_at(stage, self._one(stage, axes))
         shards = [name for name, _ in mark.receipt["shards"]] if mark else []
-        points = [self._dir.read_table(name, arrow_schema("points").names) for name in shards]
+        points = [self._dir.read_table(name, arrow_schema(schema).names) for name in shards]
         return pa.concat_tables(points), np.concatenate([read_layer(self.path / name, layer) for name in shards])
 
-    def _one(self, kind: str, axes: dict[str, Any]) -> str:
-        """The one finished folder below `kind` whose hive path fits the axes."""
-        stage, units = {"concepts": ("concepts", "clusterings"), "activations": ("extract", "extractions")}[kind]
+    def _one(self, stage: str, axes: dict[str, Any]) -> str:
+        """The hive path of the one finished cell of a stage that fits the axes."""
+        units = "clusterings" if stage == "concepts" else "extractions"
         marks = self.path / "_done" / stage
         cells = [str(file.relative_to(marks)).removesuffix(".json") for file in sorted(marks.rglob("*.json"))]
         keys = {
@@ -125,7 +137,7 @@ class Run:
             cell for cell, key in keys.items() if all(_plain(key.get(axis)) == value for axis, value in wanted.items())
         ]
         if len(fitting) == 1:
-            return f"{kind}/{fitting[0]}"
+            return fitting[0]
         asked = ", ".join(f"{axis}={value}" for axis, value in axes.items() if value is not None) or "nothing given"
         if not fitting:
             raise RunError(

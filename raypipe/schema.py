@@ -111,6 +111,17 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         ),
     ),
     "points": _POINTS,
+    "states_of_sentences": (_POINTS[0], _WORD[0]),
+    "lost_sentences": (
+        _POINTS[0],
+        _WORD[0],
+        Column(
+            "why",
+            _STR,
+            "no_piece (the tokenizer leaves nothing of it), truncated (its end was cut off), too_long (it was skipped) or "
+            "no_context (nothing stands before its only piece)",
+        ),
+    ),
     "labels": (*_POINTS, Column("concept", _I32, "concept id, 0-based")),
     "centroids": (
         Column("concept", _I32, "concept id, 0-based"),

@@ -1,4 +1,4 @@
-"""Files of points: one row per word occurrence, one column of states per layer.
+"""Files of states: one row per word occurrence or sentence, one column of states per layer.
 
 A layer is a column of fixed-size binary, with dtype and width in the field's metadata: reading layer 7 reads only layer 7.
 Legend: n points, d width of a state.
@@ -24,13 +24,13 @@ def column(layer: int) -> str:
 
 
 def state_table(points: pa.Table, states: Mapping[int, NDArray[np.floating]]) -> pa.Table:
-    """A table of points with one binary column per layer.
+    """A table of points or sentences with one binary column per layer.
 
     Args:
-        points: Columns language, sentence, token, word; n rows.
+        points: Columns language, sentence and, of words, token, word; n rows.
         states: Layer id to C-contiguous float32 or float16 [n, d].
     """
-    table = points.cast(arrow_schema("points"))
+    table = points.cast(arrow_schema("points" if "word" in points.column_names else "states_of_sentences"))
     for layer, X_nd in states.items():
         kind = pa.binary(X_nd.shape[1] * X_nd.itemsize)
         data = pa.Array.from_buffers(kind, len(X_nd), [None, pa.py_buffer(X_nd)])

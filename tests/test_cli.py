@@ -346,7 +346,10 @@ def test_one_stage_alone_and_from_one_stage_on(
             assert (run / table).read_bytes() == (finished / table).read_bytes()
     for flag in ("--only", "--rerun"):
         done = command(*where, flag, "walk")
-        assert done.error == "stage walk: unknown; expected one of corpus, lexicon, extract, concepts, scores, report"
+        assert (
+            done.error
+            == "stage walk: unknown; expected one of corpus, lexicon, extract, sentences, neurons, concepts, scores, report"
+        )
 
 
 def _times(run: Path) -> dict[str, int]:

@@ -21,13 +21,13 @@ import tiny_world
 
 import raypipe
 from raypipe import planning
-from raypipe.errors import CellsFailed, FingerprintMismatch, InputError, RunError
+from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, InputError, RunError
 from raypipe.grid import Grid, Words
 from raypipe.progress import Silent
 from raypipe.rundir import RunDir, file_digest
-from raypipe.stages import extract
 from raypipe.stages.corpus import choose_words
 from raypipe.stages.plan import make_plan
+from raypipe.stages.shards import check_rows
 from raypipe.stages.text import Text
 
 OLD, NEW = "0" * 40, "1" * 40  # commits
@@ -296,7 +296,7 @@ def test_a_data_set_of_the_hub_is_pinned(world: tiny_world.World, tmp_path: Path
     raypipe.run(grid, place, "inprocess", only="corpus")
     words = RunDir.open(place).read_table("corpus/lang=de/sentences.parquet")["words"].to_pylist()
     assert words == [line.split() for line in lines["de"]]
-    Moves().start("", 0, "", 0)
+    Moves().start("", 0, "")
     with pytest.raises(FingerprintMismatch, match="corpus de was made from another text of de"):
         raypipe.run(grid, place, "inprocess", only="corpus")
 
@@ -323,15 +323,86 @@ def test_the_driver_reads_the_occurrences_once_per_language(
     assert len(marks(tmp_path / "run", "extract")) == 6
 
 
-def test_sentences_that_lie_far_apart_are_read_in_pieces(
-    world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# --- sentences and neurons
+
+
+def test_sentences_and_neurons_come_from_the_same_forward(world: tiny_world.World, tmp_path: Path) -> None:
+    """Against transformers' own states, one sentence at a time; the words' bytes do not know of their company."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    words = {"max_freq": 2}  # most sentences hold no point
+    grid = small(world, words=words, layers=[0, 2, 3], states={"also": ["sentences", "neurons"]})
+    run, alone = (
+        extracted(grid, tmp_path / "run"),
+        extracted(small(world, words=words, layers=[0, 2, 3]), tmp_path / "w"),
+    )
+    for language in ("en", "de"):
+        parts = [sorted((r.path / "activations").rglob(f"lang={language}/part-*")) for r in (run, alone)]
+        assert [p.read_bytes() for p in parts[0]] == [p.read_bytes() for p in parts[1]]
+    place = world.path / "model" / "step-2"
+    tokenizer, model = AutoTokenizer.from_pretrained(place), AutoModel.from_pretrained(place).eval()
+    inputs: dict[int, Any] = {}
+    for block, layer in enumerate(model.encoder.layer, 1):
+        layer.output.dense.register_forward_pre_hook(lambda _, args, block=block: inputs.update({block: args[0]}))
+    lines = lines_of(world)["de"]
+    for layer in (0, 2, 3):
+        rows, states = run.states("t", "main", "de", layer, of="sentences")
+        assert rows["sentence"].to_pylist() == list(range(len(lines)))
+        for line, state in zip(lines, states, strict=True):
+            pieces = tokenizer(line, return_tensors="pt")
+            with torch.inference_mode():
+                own = model(**pieces, output_hidden_states=True).hidden_states[layer][0, 1:-1]
+            assert np.abs(own.mean(0).numpy() - state).max() <= 1e-4
+            if layer:
+                at = lines.index(line)
+                peaks = run.states("t", "main", "de", layer, of="neurons")[1][at]
+                assert np.abs(inputs[layer][0, 1:-1].amax(0).numpy() - peaks).max() <= 1e-4
+    with pytest.raises(RunError, match="states of layers: expected words, sentences, neurons"):
+        run.states("t", "main", "de", 3, of="layers")
+    with pytest.raises(RunError, match=r"nothing finished for model=t, .*lang=de"):
+        alone.states("t", "main", "de", 3, of="neurons")
+
+
+def test_sentence_states_that_are_asked_for_later_leave_the_words_alone(
+    world: tiny_world.World, tmp_path: Path
 ) -> None:
-    parts = []
-    for name, rows in (("whole", extract.READ_ROWS), ("pieces", 7)):
-        monkeypatch.setattr(extract, "READ_ROWS", rows)
-        extracted(small(world, words={"max_freq": 1}), tmp_path / name)
-        parts.append([file.read_bytes() for file in sorted((tmp_path / name).rglob("part-*"))])
-    assert parts[0] == parts[1]
+    run = extracted(small(world), tmp_path / "run")
+    written = marks(run.path, "extract")
+    more = small(world, states={"also": "sentences"})
+    raypipe.run(more, run.path, "inprocess", only="sentences")
+    assert marks(run.path, "extract") == written
+    assert len(marks(run.path, "sentences")) == 2
+    both = extracted(more, tmp_path / "both")
+    for layer in (1, 3):
+        later, at_once = (r.states("t", "main", "en", layer, of="sentences")[1] for r in (run, both))
+        assert (later == at_once).all()
+    with pytest.raises(
+        GridError, match=r"states\.also: layer 0 has no neurons; add a layer from 1 on, or leave neurons"
+    ):
+        extracted(small(world, layers=[0], states={"also": "neurons"}), tmp_path / "none")
+
+
+def test_sentences_that_were_dropped_or_skipped_have_no_state(world: tiny_world.World, tmp_path: Path) -> None:
+    lines = lines_of(world)
+    for name in ("en", "de"):
+        text = ["", *lines[name][:30], " ".join(lines[name]), ""]
+        (tmp_path / f"{name}.txt").write_text("\n".join(text) + "\n")
+    corpus, states = {"path": str(tmp_path / "{lang}.txt")}, {"long_sentences": "skip", "also": "sentences"}
+    run = extracted(small(world, corpus=corpus, states=states), tmp_path / "run")
+    assert run.states("t", "main", "de", 3, of="sentences")[0]["sentence"].to_pylist() == list(range(1, 31))
+    lost = [row for file in (run.path / "sentences").rglob("_lost-*") for row in pq.read_table(file).to_pylist()]
+    assert sorted((row["language"], row["sentence"], row["why"]) for row in lost) == [
+        ("de", 31, "too_long"),
+        ("en", 31, "too_long"),
+    ]
+
+
+def test_rows_that_are_lost_or_doubled_are_noticed() -> None:
+    check_rows([1, 2, 3], [1, 3], [2])
+    for got, lost, first in (([1, 3], [], 2), ([1, 2, 3], [3], "a row twice"), ([1, 2, 3, 4], [], 4)):
+        with pytest.raises(RunError, match=f"rows of a shard were lost or doubled, the first is {first}"):
+            check_rows([1, 2, 3], got, lost)
 
 
 def test_a_plan_does_not_depend_on_its_blocks(

@@ -84,26 +84,27 @@ def test_the_line_of_a_wrong_byte_is_named(tmp_path: Path) -> None:
 
 
 def test_shards_by_hand() -> None:
-    """Sentences of 2, 3, 1 and 2 points; a shard ends with the sentence that reaches the aim."""
+    """Sentences 0, 4, 5 and 9 of eleven hold 2, 3, 1 and 2 points; a shard ends with the sentence that reaches the aim."""
     sentences = np.array([0, 0, 4, 4, 4, 5, 9, 9])
-    assert cut_shards(sentences, 1) == [(0, 2), (2, 5), (5, 6), (6, 8)]
-    assert cut_shards(sentences, 3) == [(0, 5), (5, 8)]
-    assert cut_shards(sentences, 5) == [(0, 5), (5, 8)]
-    assert cut_shards(sentences, 6) == [(0, 6), (6, 8)]
-    assert cut_shards(sentences, 100) == [(0, 8)]
-    assert cut_shards(sentences[:0], 3) == []
+    assert cut_shards(sentences, 11, 4) == [(0, 4, 0, 2), (4, 6, 2, 6), (6, 10, 6, 8), (10, 11, 8, 8)]
+    assert cut_shards(sentences, 11, 5) == [(0, 5, 0, 5), (5, 10, 5, 8), (10, 11, 8, 8)]
+    assert cut_shards(sentences, 11, 6) == [(0, 6, 0, 6), (6, 11, 6, 8)]
+    assert cut_shards(sentences, 11, 100) == [(0, 11, 0, 8)]
+    assert cut_shards(sentences[:0], 0, 3) == []
 
 
-@given(st.lists(st.integers(0, 12)).map(sorted), st.integers(1, 9))
-def test_shards_hold_whole_sentences_and_every_point(sentences: list[int], points: int) -> None:
-    shards = cut_shards(np.array(sentences, np.int32), points)
-    assert [row for start, stop in shards for row in range(start, stop)] == list(range(len(sentences)))
-    sizes = Counter(sentences)
-    for start, stop in shards:
-        mine = Counter(sentences[start:stop])
-        assert all(n == sizes[sentence] for sentence, n in mine.items())
-        assert stop - start >= points or stop == len(sentences)
-        assert stop - start - mine[sentences[stop - 1]] < points
+@given(st.lists(st.integers(0, 12)).map(sorted), st.integers(1, 9), st.integers(0, 5))
+def test_shards_hold_whole_sentences_and_every_point(sentences: list[int], aim: int, more: int) -> None:
+    lines = max(sentences, default=0) + 1 + more
+    shards = cut_shards(np.array(sentences, np.int32), lines, aim)
+    assert [line for shard in shards for line in range(shard.first, shard.last)] == list(range(lines))
+    assert [row for shard in shards for row in range(shard.start, shard.stop)] == list(range(len(sentences)))
+    for shard in shards:
+        mine = sentences[shard.start : shard.stop]
+        assert all(shard.first <= sentence < shard.last for sentence in mine)
+        assert shard.last - shard.first <= aim
+        assert len(mine) >= aim or shard.last - shard.first == aim or shard.last == lines
+        assert len([sentence for sentence in mine if sentence < shard.last - 1]) < aim
 
 
 def test_small_shards_hold_the_same_states(
@@ -126,26 +127,25 @@ def test_small_shards_hold_the_same_states(
         assert np.abs(states - cut_states).max() <= 1e-5 * np.abs(states).max()
 
 
-def test_a_shard_that_comes_back_short_fails_its_cell(
-    world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Forgetful(extract.Worker):
-        def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-            receipt = super().__call__(item)
-            return receipt | {"points": receipt["points"] - (item["language"] == "de")}
+def test_a_shard_that_does_not_come_back_fails_its_cell(world: tiny_world.World, tmp_path: Path) -> None:
+    class Forgetful(InProcess):
+        def stream(self, worker: Any, items: Any) -> Any:
+            return (found for found in super().stream(worker, items) if items[found[0]]["language"] == "en")
 
     grid = Grid(**world.grid(languages=["en", "de"], models=[{"name": "t", "path": f"{world.path}/model/step-2"}]))
     raypipe.run(grid, tmp_path / "run", "inprocess", only="corpus")
-    monkeypatch.setattr(extract, "Worker", Forgetful)
-    with pytest.raises(CellsFailed, match=r"^extract .*/lang=de: shards came back with rows missing; run again"):
-        raypipe.run(grid, tmp_path / "run", "inprocess", only="extract")
     plan = make_plan(grid)
+    context = Context(RunDir.open(tmp_path / "run"), plan, Forgetful(Resources(1, 0, 1, 0)), Silent())
+    extract.run(context, all_cells(plan)["extract"])
+    ((_, path), (message, _)), *others = context.failed.items()
+    assert not others
+    assert path.endswith("lang=de")
+    assert message == "1 shards did not come back; run again"
     cells = {cell["lang"]: cell for cell in all_cells(plan)["extract"]}
-    context = Context(RunDir.open(tmp_path / "run"), plan, InProcess(Resources(1, 0, 1, 0)), Silent())
     assert [name for name, _ in context.shards(cells["en"])] == [
         f"activations/{STATES_OF_T}/lang=en/part-00000.parquet"
     ]
-    with pytest.raises(RunError, match=r"^extract t main .* de: is not there yet; run the stage extract first"):
+    with pytest.raises(RunError, match=r"^extract .*lang=de: is not there yet; run the stage extract first"):
         context.shards(cells["de"])
 
 

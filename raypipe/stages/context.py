@@ -123,16 +123,24 @@ class Context:
         rest = {name: value for name, value in receipt.items() if name not in ("files", "seconds")}
         self.run.finish(cell, receipt["files"], receipt["seconds"], rest)
 
+    def receipt(self, stage: str, path: str) -> Receipt:
+        """What a finished cell left beside its files.
+
+        Raises:
+            RunError: The cell is not finished.
+        """
+        mark = self.run.mark_at(stage, path)
+        if mark is None:
+            raise RunError(f"{stage} {path}: is not there yet; run the stage {stage} first")
+        return dict(mark.receipt)
+
     def shards(self, cell: Cell) -> list[tuple[str, int]]:
         """The (file, points) of each shard of a finished extract cell, in shard order.
 
         Raises:
             RunError: The cell is not finished.
         """
-        mark = self.run.mark(cell)
-        if mark is None:
-            raise RunError(f"{cell.label}: is not there yet; run the stage {cell.stage} first")
-        return [(name, points) for name, points in mark.receipt["shards"]]
+        return [(name, points) for name, points in self.receipt(cell.stage, cell.path)["shards"]]
 
 
 def answer_probe(item: Item) -> Receipt:

@@ -1,0 +1,199 @@
+"""What a worker of the stage extract does: reads a shard of the text, forwards it in planned batches, writes its files.
+
+Words are read with the same batches whether sentences and neurons are read beside them or not, so that their bytes are the same: the
+rows that hold a word go through the model first, the others after them.
+Legend: n points of a shard, S its sentences, L layers, D width of a state, F neurons of a block.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypipe.errors import InputError, ModelError, RunError
+from raypipe.models.batches import plan_batches
+from raypipe.models.locate import Checkpoint
+from raypipe.models.words import Encoded
+from raypipe.rundir import RunDir
+from raypipe.schema import make_table
+from raypipe.stages.context import Item, Receipt
+from raypipe.statefile import state_table
+
+CPU_BUDGET, GPU_BUDGET = 1024, 16_384  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
+
+
+@contextmanager
+def naming_lines(language: str, numbers: Sequence[int] | np.ndarray) -> Iterator[None]:
+    """Inside, an InputError that names `sentences[i]` names line numbers[i] + 1 of the language instead."""
+    try:
+        yield
+    except InputError as error:
+        found = re.sub(r"sentences\[(\d+)\]", lambda m: f"line {numbers[int(m[1])] + 1} of {language}", str(error))
+        raise InputError(found) from None
+
+
+class Worker:
+    """Holds one model at a time and turns planned shards into files."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Any, ...] = ()
+        self._extractor: Any = None
+
+    def __call__(self, item: Item) -> Receipt:
+        """Reads, forwards and writes one shard; returns a receipt for each kind of state."""
+        started = time.perf_counter()
+        run, language, folders = RunDir(item["run"]), item["language"], item["folders"]
+        extractor = self._model(item)
+        numbers, text, tokens = _read(run, item)
+        with naming_lines(language, numbers):
+            encoded = extractor.encode(text, tokens, long_sentences=item["states"]["long_sentences"], language=language)
+        encoded = replace(encoded, sentences=numbers[encoded.sentences])
+        batches = _batches(encoded, GPU_BUDGET if item["gpus"] else CPU_BUDGET)
+        states = extractor.run(encoded, batches, item["store"])
+        receipts: Receipt = {}
+        if "words" in folders and any(tokens):
+            lost = [lost._replace(sentence=int(numbers[lost.sentence])) for lost in encoded.lost]
+            asked = [(int(number), token) for number, of_line in zip(numbers, tokens, strict=True) for token in of_line]
+            got = list(zip(encoded.sentence.tolist(), encoded.token.tolist(), strict=True))
+            check_rows(asked, got, [(word.sentence, word.token) for word in lost])
+            points = {"sentence": encoded.sentence, "token": encoded.token, "word": encoded.words}
+            lines = dict(zip(numbers.tolist(), text, strict=True))
+            away = [word._asdict() | {"word": lines[word.sentence][word.token]} for word in lost]
+            receipts["words"] = _write(run, item, "words", points, item["layers"], states.words, away)
+            receipts["words"] |= _counts(encoded, batches, extractor.tokenizer.unk_token_id)
+        for kind, layers, of_kind in (
+            ("sentences", item["layers"], states.sentences),
+            ("neurons", getattr(extractor, "neuron_layers", ()), states.neurons),
+        ):
+            if kind in folders:
+                away = [line._asdict() | {"sentence": int(numbers[line.sentence])} for line in encoded.lost_sentences]
+                check_rows(numbers.tolist(), states.sentence.tolist(), [line["sentence"] for line in away])
+                receipts[kind] = _write(run, item, kind, {"sentence": states.sentence}, layers, of_kind, away)
+        for receipt in receipts.values():
+            receipt["seconds"] = (time.perf_counter() - started) / len(receipts)
+        return receipts
+
+    def _model(self, item: Item) -> Any:
+        from raypipe.models.states import Extractor
+
+        names = ("checkpoint", "component", "layers", "states", "pooling", "compute")
+        also: Any = tuple(kind for kind in ("sentences", "neurons") if kind in item["folders"])
+        wanted = (*(item[name] for name in names), also)
+        if self._held != wanted:
+            self._extractor = None  # the old model leaves before the new one comes
+            device = _device(item["gpus"])
+            self._extractor = Extractor(
+                Checkpoint(**item["checkpoint"]),
+                layers=item["layers"],
+                pooling=item["pooling"],
+                compute=item["compute"],
+                threads=item["threads"],
+                device=device,
+                component=item["component"],
+                decoder_state=item["states"]["decoder"],
+                decoder_source=item["states"]["source"],
+                final_norm=item["states"]["final_norm"],
+                also=also,
+            )
+            self._held = wanted
+        return self._extractor
+
+
+def _device(gpus: float) -> str:
+    """The worker's device, as torch names it.
+
+    Raises:
+        ModelError: The worker is to have a GPU and sees none.
+    """
+    if not gpus:
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ModelError(
+            f"resources.gpus_per_worker is {gpus:g} but this worker sees no CUDA device; "
+            "set it to 0 or start Ray on GPU nodes"
+        )
+    return "cuda"
+
+
+def _read(run: RunDir, item: Item) -> tuple[np.ndarray, list[list[str]], list[list[int]]]:
+    """The lines to forward, ascending, their words, and the tokens of each that become points.
+
+    Without sentence or neuron states only lines that hold a point are forwarded, else all that the length filter kept.
+    """
+    place, first, last = f"corpus/lang={item['language']}", item["first"], item["last"]
+    lines = run.read_rows(f"{place}/sentences.parquet", first, last, ["words", "dropped"])
+    points = run.read_rows(f"{place}/occurrences.parquet", item["start"], item["stop"], ["sentence", "token"])
+    tokens: list[list[int]] = [[] for _ in range(last - first)]
+    for sentence, token in zip(*(column.to_pylist() for column in points.columns), strict=True):
+        tokens[sentence - first].append(token)
+    if set(item["folders"]) == {"words"}:
+        chosen = np.array([i for i, of_line in enumerate(tokens) if of_line], np.int64)
+    else:
+        chosen = np.array([i for i, why in enumerate(lines.column("dropped").to_pylist()) if not why], np.int64)
+    text = lines.column("words").take(pa.array(chosen)).to_pylist()
+    return chosen + first, text, [tokens[i] for i in chosen]
+
+
+def _batches(encoded: Encoded, budget: int) -> list[np.ndarray]:
+    """Rows that hold words in batches of their own, then the others."""
+    holds = np.zeros(len(encoded.ids), bool)
+    holds[encoded.row] = True
+    lengths = encoded.lengths
+    return [
+        batch
+        for rows in (holds, ~holds)
+        for batch in plan_batches(np.where(rows, lengths, 0), max(budget, int(lengths[rows].max(initial=0))))
+    ]
+
+
+def check_rows(asked: list[Any], got: list[Any], lost: list[Any]) -> None:
+    """Holds what comes out of a shard to what went in.
+
+    Raises:
+        RunError: A row is missing, stands twice, or was not asked for.
+    """
+    if sorted(got + lost) != asked:
+        wrong = sorted(set(asked) ^ set(got + lost)) or ["a row twice"]
+        raise RunError(
+            f"rows of a shard were lost or doubled, the first is {wrong[0]}; this is a mistake of raypipe, report it"
+        )
+
+
+def _counts(encoded: Encoded, batches: list[np.ndarray], unknown: int | None) -> Receipt:
+    last = [encoded.ids[row][place] for row, place in zip(encoded.row, encoded.last, strict=True)]
+    lengths = encoded.lengths
+    return {
+        "unknown": sum(int(piece == unknown) for piece in last),
+        "pieces": int(lengths.sum()),
+        "padded": sum(len(batch) * int(lengths[batch].max()) for batch in batches),
+    }
+
+
+def _write(
+    run: RunDir,
+    item: Item,
+    kind: str,
+    rows: dict[str, Any],
+    layers: Sequence[int],
+    states: np.ndarray,
+    lost: list[dict[str, Any]],
+) -> Receipt:
+    """Writes the rows of one kind with their states, [layers, rows, width], and beside them what has no state."""
+    folder, shard, language = item["folders"][kind], f"{item['shard']:05d}", item["language"]
+    table = pa.table({"language": [language] * states.shape[1], **rows})
+    name = f"{folder}/part-{shard}.parquet"
+    files = {name: run.write_table(name, state_table(table, dict(zip(layers, states, strict=True))))}
+    if lost:
+        spot = f"{folder}/_lost-{shard}.parquet"
+        schema = "lost" if kind == "words" else "lost_sentences"
+        files[spot] = run.write_table(spot, make_table(schema, [{"language": language, **row} for row in lost]))
+    return {"files": files, "name": name, "points": states.shape[1], "lost": len(lost)}
