@@ -517,6 +517,22 @@ def test_points_are_read_once_and_visited_in_shard_order(place, tmp_path):
     assert len(list(tmp_path.iterdir())) == 5
 
 
+def test_shards_beyond_a_workers_memory_are_read_at_every_visit(place, tmp_path, monkeypatch):
+    reference = fit(LocalPoints([draw(None, seed) for seed in range(6)]), 7, seed=1)
+    # Half of the memory is for points: two shards of 50 to 55 x 4 float32 in each worker.
+    monkeypatch.setattr(place, "resources", Resources(workers=2, gpus_per_worker=0, threads=1, memory=2 * 2 * 55 * 16))
+    with place.points(partial(draw, tmp_path), range(6)) as points:
+        found = fit(points, 7, seed=1)
+        assert [number for number, _ in points.map(visits)] == [1] * 6  # what lies beside the points stays
+    assert found.centroids.tobytes() == reference.centroids.tobytes()
+    assert [part.tobytes() for part in found.labels] == [part.tobytes() for part in reference.labels]
+    assert found.history == reference.history
+    reads = [len(list(tmp_path.glob(f"read{seed}.*"))) for seed in range(6)]
+    kept = 4 if place.name.startswith("a new local Ray") else 2
+    assert sorted(reads)[:kept] == [1] * kept
+    assert sorted(reads)[kept] > len(reference.history)
+
+
 def test_points_without_shards(place):
     with place.points(partial(draw, None), []) as points:
         assert points.map(visits) == []
@@ -571,7 +587,7 @@ def test_the_second_arrival_of_a_shard_is_dropped(local, monkeypatch):
     from raypipe.cluster import ray_points
 
     monkeypatch.setattr(ray_points, "limit_threads", lambda threads: None)
-    owner = ray_points.Owner(partial(draw, None), {4: 4}, 1)
+    owner = ray_points.Owner(partial(draw, None), {4: 4}, TWO)
     owner.take(4, draw(None, 4))
     assert [number for number, _ in owner.call(visits, ())] == [1]
     owner.take(4, draw(None, 4))

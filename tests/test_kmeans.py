@@ -15,10 +15,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numba import njit
 
 from raypipe.errors import ClusteringError
-from raypipe.science import kmeans, kmeans_kernels, kmeans_points, seeding
-from raypipe.science.kmeans import KMeans, LocalPoints, Shard, fit
+from raypipe.science import (
+    kmeans,
+    kmeans_bytes,
+    kmeans_kernels,
+    kmeans_points,
+    kmeans_scan,
+    kmeans_search,
+    kmeans_visits,
+    seeding,
+)
+from raypipe.science.kmeans import KMeans, LocalPoints, Shard, fit, unit_rows
+from raypipe.science.kmeans_points import ReadPoints
+from raypipe.science.kmeans_vectors import write_bounds
 
 SHARED = Path(os.environ.get("RAYPIPE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -28,6 +40,13 @@ def blobs(n, d, groups, seed=0, offset=0.0):
     random = np.random.default_rng(seed)
     centres = random.normal(size=(groups, d)) * 3
     return (centres[random.integers(groups, size=n)] + random.normal(size=(n, d)) + offset).astype(np.float32)
+
+
+def low_rank(n, d, rank, seed=0):
+    """Points near a few directions, float32, with a mean and some noise: the search rotates them first."""
+    random = np.random.default_rng(seed)
+    X = random.normal(size=(n, rank)) @ random.normal(size=(rank, d)) + 2 + 0.05 * random.normal(size=(n, d))
+    return X.astype(np.float32)
 
 
 def scores(X, C):
@@ -248,21 +267,75 @@ def test_any_small_points(data):
             KMeans(distinct + 1, init=way, seed=seed).fit(X)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_the_margin_never_loses_the_nearest(data):
-    """One search on points and centroids of wild and of nearly equal values."""
-    d, k, n = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 40)), 12
+    """One search on points and centroids of wild and of nearly equal values; every bound holds."""
+    d, k, n = data.draw(st.one_of(st.integers(1, 20), st.sampled_from([64, 90]))), data.draw(st.integers(1, 70)), 12
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     X, C = random.normal(size=(n, d)), random.normal(size=(k, d))
+    if data.draw(st.booleans()):
+        turn = random.normal(size=(2, d))
+        X, C = X[:, :1] * turn[0] + 1e-2 * X, C[:, :1] * turn[0] + C[:, -1:] * turn[1] + 1e-3 * C
     if data.draw(st.booleans()):
         C = X[random.integers(n, size=k)] * (1 + random.normal(size=(k, d)) * 10.0 ** -data.draw(st.integers(5, 9)))
     shift = 10.0 ** data.draw(st.integers(-3, 8)) * data.draw(st.sampled_from([0, 1]))
     scale = 10.0 ** data.draw(st.integers(-38, 25))
     X, C = ((X + shift) * scale).astype(np.float32), ((C + shift) * scale).astype(np.float32)
     points = LocalPoints([X])
-    labels = points.map(kmeans._labels, kmeans_points.keyed(C), kmeans_points.measure(points, 1))[0]
-    assert labels.tolist() == brute(X, C)[0].tolist()
+    for precision in ("auto", "float32"):
+        frame = kmeans_points.measure(points, 1, precision)
+        labels = points.map(kmeans_visits.labels, kmeans_points.keyed(C), frame)[0]
+        points.shards[0].state.clear()
+        assert labels.tolist() == brute(X, C)[0].tolist()
+        assert_bounds_hold(X, C, frame)
+
+
+def assert_bounds_hold(X, C, frame):
+    """The bound of the module text, from sketches and in float64, is not below y.z - |z|^2/2."""
+    (of, _), (to, far) = (kmeans_search.sketched(A, np.arange(len(A)), frame) for A in (X, C))
+    by = kmeans_scan.Weights(*(column[: len(C)].astype(float) for column in kmeans_scan.weights(to, far)))
+    of = kmeans_scan.Sketches(*(np.asarray(column, float) for column in of))
+    Y, Z = ((A.astype(float) - frame.mean_d) * frame.basis.scale for A in (X, C))
+    bound = (of.codes @ to.codes.T.astype(float)) * (of.step[:, None] * by.step) - by.half
+    bound += of.miss[:, None] * by.head + (of.norm + of.miss)[:, None] * by.miss + of.tail[:, None] * by.tail
+    assert (bound >= Y @ Z.T - (Z * Z).sum(axis=1) / 2)[:, ~far].all()
+
+
+def test_sketches_are_short_and_rule_out_nearly_all():
+    X = low_rank(3000, 128, 20)
+    points = LocalPoints([X])
+    C = X[:200]
+    for precision in ("auto", "float32"):
+        frame = kmeans_points.measure(points, 1, precision)
+        assert frame.basis.W_dq.shape == (128, 32)
+        of, _ = kmeans_search.sketched(X, np.arange(len(X)), frame)
+        assert (of.miss < 0.02 * of.norm).all()
+        assert (of.miss >= frame.basis.slip * of.norm).all()  # rounding errors reach no such bound by chance
+        assert frame.basis.slip >= 128 * 2.0**-24 * 32**0.5
+        assert of.codes.dtype == frame.basis.codes
+        assert_bounds_hold(X, C, frame)
+
+
+def test_a_basis_of_other_points_is_not_used():
+    X = low_rank(500, 64, 4)
+    points, others = LocalPoints([X]), LocalPoints([low_rank(500, 64, 4, seed=1)])
+    for frame in (kmeans_points.measure(points, 1), kmeans_points.measure(others, 1)):
+        best = kmeans_search.nothing_found(500)
+        kmeans_search.nearest(points.shards[0], np.arange(500), X[:50], frame, best)
+        assert best.labels.tolist() == brute(X, X[:50])[0].tolist()
+        assert points.shards[0].state["sketches"][0] == frame.basis.key
+
+
+def test_more_centroids_than_one_tile(monkeypatch):
+    monkeypatch.setattr(kmeans_scan, "TILE_CENTROIDS", 128)  # read by the search in float32; int8 has it compiled in
+    X = low_rank(2500, 70, 12)
+    labels = brute(X, X[:1200])[0].tolist()
+    for precision in ("auto", "float32"):
+        fitted = KMeans(1200, init=X[:1200], max_iter=1, precision=precision).fit(X)
+        assert fitted.labels.tolist() == brute(X, fitted.centroids)[0].tolist()
+        fitted.centroids = X[:1200]
+        assert fitted.predict(X).tolist() == labels
 
 
 # --- same bits ----------------------------------------------------------------------------------------------------
@@ -292,15 +365,15 @@ def test_proven_labels_are_skipped_and_right():
     points = LocalPoints([X])
     frame = kmeans_points.measure(points, 1)
     before = kmeans_points.keyed(X[:12])
-    points.map(kmeans._assign, None, before, frame)
+    points.map(kmeans_visits.assign, None, before, frame)
     after = kmeans_points.keyed(X[:12] + np.float32(0.01))
     shard = points.shards[0]
-    found = kmeans_points.Found(*(values.copy() for values in shard.state["labels"][before.key]))
-    moves = np.sqrt(kmeans._squared_moves(before, after))
+    found = kmeans_scan.Best(*(values.copy() for values in shard.state["labels"][before.key]))
+    moves = np.sqrt(kmeans_visits.squared_moves(before, after))
     rows = kmeans_kernels.keep_proven(X, after.C_kd, moves, *found, 0, len(X))
     assert 0 < len(rows) < 2000
-    new = kmeans._assignment(shard, before, after, frame)
-    assert new.labels_n.tolist() == brute(X, after.C_kd)[0].tolist()
+    new = kmeans_visits.assignment(shard, before, after, frame)
+    assert new.labels.tolist() == brute(X, after.C_kd)[0].tolist()
 
 
 def test_shards_of_an_array_are_fixed(monkeypatch):
@@ -311,6 +384,113 @@ def test_shards_of_an_array_are_fixed(monkeypatch):
     assert whole.labels.tolist() == np.concatenate(parts.labels).tolist()
     assert whole.inertia == parts.inertia
     assert whole.predict(X).tolist() == whole.labels.tolist()
+
+
+def test_precision_changes_no_bit():
+    for X in (low_rank(2000, 96, 10), blobs(2000, 30, 12)):
+        one, other = (fit(LocalPoints([X[:700], X[700:]]), 40, precision=way) for way in ("auto", "float32"))
+        assert same_bits(one, other)
+        assert_sound(KMeans(40, precision="float32").fit(X), X, 40)
+
+
+# --- spherical ----------------------------------------------------------------------------------------------------
+
+
+def test_spherical_clusters_directions():
+    X = blobs(600, 7, 5, offset=2.0)
+    scaled = X * np.random.default_rng(0).uniform(0.1, 50, size=(600, 1)).astype(np.float32)
+    result = KMeans(9, spherical=True, seed=1).fit(scaled)
+    units = scaled / np.linalg.norm(scaled.astype(float), axis=1, keepdims=True)
+    cosines = units @ result.centroids.T.astype(float)
+    assert np.linalg.norm(result.centroids, axis=1) == pytest.approx(np.ones(9), abs=1e-6)
+    assert result.labels.tolist() == cosines.argmax(axis=1).tolist()
+    assert result.inertia == pytest.approx((2 - 2 * cosines.max(axis=1)).sum(), rel=1e-5)
+    assert result.predict(scaled * 3).tolist() == result.labels.tolist()
+    inertias = [inertia for inertia, _ in result.history]
+    assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(inertias))
+
+
+def test_a_spherical_mean_without_direction_stays():
+    X = np.array([[1, 0], [-1, 0], [0, 3]], np.float32)
+    result = KMeans(2, init=np.array([[0, -5], [0, 2]]), spherical=True, max_iter=3).fit(X)
+    assert result.labels.tolist() == [0, 0, 1]  # a tie, to the lowest
+    assert result.centroids.tolist() == [[0, -1], [0, 1]]
+
+
+def test_spherical_needs_directions():
+    X = blobs(20, 3, 2)
+    X[7] = 0
+    with pytest.raises(ClusteringError, match="point 7 has length 0; a spherical fit needs directions: leave it out"):
+        KMeans(2, spherical=True).fit(X)
+    with pytest.raises(
+        ClusteringError, match=r"a spherical fit found a point 0\.1 from length 1; scale the points with uni"
+    ):
+        fit(LocalPoints([unit_rows(X[:5]), unit_rows(X[:5]) * np.float32(0.9)]), 2, spherical=True)
+
+
+# --- in mid-fit, and larger than memory ----------------------------------------------------------------------------
+
+
+class Kept:
+    """A checkpoint in memory that ends the process, so to speak, after some savings."""
+
+    def __init__(self, deaths=()):
+        self.arrays, self.saved, self.deaths = None, 0, deaths
+
+    def load(self):
+        return self.arrays
+
+    def save(self, arrays):
+        self.arrays = pickle.loads(pickle.dumps(arrays))
+        self.saved += 1
+        if self.saved in self.deaths:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("options", [{"n_init": 3}, {"init": "random", "spherical": True}, {"init": None}], ids=str)
+def test_a_fit_goes_on_from_its_checkpoint_with_the_same_bits(options, monkeypatch):
+    monkeypatch.setattr(kmeans, "CHECKPOINT_PASSES", 2)
+    monkeypatch.setattr(seeding, "SEED_SAMPLE", 500)
+    X = unit_rows(blobs(900, 10, 14))
+    arrays = [X[:400], X[400:]]
+    settings = {"seed": 2, "tol": 0.0} | options | ({"init": X[:30]} if options.get("init", 0) is None else {})
+    expected = fit(LocalPoints(arrays), 30, **settings)
+    checkpoint = Kept(deaths=range(1, 100))
+    for _ in range(100):
+        try:
+            found = fit(LocalPoints(arrays), 30, **settings, checkpoint=checkpoint)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert checkpoint.saved > 1
+    assert same_bits(expected, found)
+    assert (found.seeding.sample is None) == (expected.seeding.sample is None)
+    assert found.seeding.start == expected.seeding.start
+    with pytest.raises(
+        ClusteringError, match="the checkpoint belongs to a fit of other points or settings; expected on"
+    ):
+        fit(LocalPoints(arrays), 30, **settings | {"seed": 3}, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3 * 300 * 10 * 4])
+def test_shards_beyond_the_budget_are_read_at_every_pass(budget, monkeypatch):
+    monkeypatch.setattr(seeding, "SEED_SAMPLE", 500)
+    X = blobs(2400, 10, 20)
+    arrays = [X[start : start + 300] for start in range(0, 2400, 300)]
+    reads = []
+
+    def read(index):
+        reads.append(index)
+        return arrays[index]
+
+    expected = fit(LocalPoints(arrays), 25, seed=1, max_iter=6)
+    found = fit(ReadPoints(read, range(8), budget), 25, seed=1, max_iter=6)
+    assert same_bits(expected, found)
+    kept = {0: 8, 1: 0}.get(budget, 3)
+    assert [reads.count(index) for index in range(kept)] == [1] * kept
+    # Read when opened, for the sums, the spread, the basis, the sample, a first centroid and the last check; then once
+    # for each pass.
+    assert all(reads.count(index) <= len(found.history) + 7 for index in range(kept, 8))
 
 
 # --- first centroids ----------------------------------------------------------------------------------------------
@@ -400,6 +580,11 @@ def test_points_that_are_no_numbers(bad):
         fit(LocalPoints([X[:60], X[60:]]), 2)
 
 
+def test_wrong_precision():
+    with pytest.raises(ClusteringError, match="precision 'half' is unknown; choose one of auto, float32"):
+        KMeans(2, precision="half").fit(blobs(10, 3, 2))
+
+
 def test_wrong_arguments():
     X = blobs(10, 3, 2)
     with pytest.raises(ClusteringError, match=r"k=0, n_init=1, max_iter=300, threads=1: each must be at least 1"):
@@ -428,29 +613,96 @@ def test_a_wrong_label_is_noticed(monkeypatch):
 # --- kernels in plain Python, and real states ---------------------------------------------------------------------
 
 
-KERNELS = [name for name, value in vars(kmeans_kernels).items() if hasattr(value, "py_func")]
+KERNEL_MODULES = (kmeans_kernels, kmeans_scan, kmeans_bytes)
+KERNELS = {
+    name: value.py_func
+    for module in KERNEL_MODULES
+    for name, value in vars(module).items()
+    if hasattr(value, "py_func")
+}
 
 
-def test_compiled_and_plain_kernels_give_the_same_bits(monkeypatch):
+def at(address, count, kind):
+    """The numbers at an address."""
+    return np.ctypeslib.as_array((np.ctypeslib.as_ctypes_type(kind) * count).from_address(int(address)))
+
+
+def plain_sum(x, c, d):
+    return scores(at(x, d, np.float32)[None], at(c, d, np.float32)[None])[0, 0]
+
+
+def plain_bounds(first, P, step, half, head, miss, tail, y_step, y_head, y_miss, y_tail, U):
+    k, c = 64, slice(first, first + 64)
+    step, half, head, miss, tail = (at(array, first + k, np.float32)[c] for array in (step, half, head, miss, tail))
+    U = at(U, k, np.float32)
+    U[:] = at(P, k, np.float32) * (step * y_step) - half + y_miss * head + y_head * miss + y_tail * tail
+    return U.max()
+
+
+def plain_tile(rows, width, bias, packed, steps, out, stride):
+    points = np.stack([at(rows + r * width, width, np.int8) for r in range(6)]).astype(np.int64)
+    centroids = at(packed, steps * 256, np.uint8).reshape(steps, 64, 4).swapaxes(1, 2).reshape(4 * steps, 64)
+    for r in range(6):
+        at(out + 4 * r * stride, 64, np.float32)[:] = points[r] @ centroids.astype(np.int64) + at(bias, 6, np.int32)[r]
+
+
+def test_the_bounds_are_the_documented_ones():
+    random = np.random.default_rng(0)
+    products, *columns = random.normal(size=(6, 128)).astype(np.float32)
+    y_step, y_head, y_miss, y_tail = random.normal(size=4).astype(np.float32)
+
+    @njit  # compiled here, not read from a cache
+    def call(first, P, step, half, head, miss, tail, U):
+        return write_bounds(first, P, step, half, head, miss, tail, y_step, y_head, y_miss, y_tail, U)
+
+    both = np.empty((2, 64), np.float32)
+    where = [64, products[64:].ctypes.data, *(column.ctypes.data for column in columns)]
+    top = call(*where, both[0].ctypes.data)
+    plain_bounds(*where, y_step, y_head, y_miss, y_tail, both[1].ctypes.data)
+    assert top == both[0].max()
+    assert both[0] == pytest.approx(both[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_compiled_and_plain_kernels_give_the_same_bits(monkeypatch, precision):
     """The engine runs again with every compiled body in plain Python."""
     X, lattice = blobs(80, 11, 6), np.array([[i % 5, i // 5] for i in range(25)], np.float32)
-    cases = [(X, 5, {}), (X, 20, {}), (X, 20, {"init": X[:20]}), (lattice, 18, {"init": np.zeros((18, 2))})]
-    compiled = [fit(LocalPoints([Y[:9], Y[9:]]), k, **options) for Y, k, options in cases]
+    wide = low_rank(30, 80, 3)
+    cases = [(X, 5, {}), (X, 20, {"init": X[:20]}), (lattice, 18, {"init": np.zeros((18, 2))}), (wide, 4, {})]
+    compiled = [fit(LocalPoints([Y[:9], Y[9:]]), k, precision=precision, **more) for Y, k, more in cases]
     single = fit(LocalPoints([X]), 1)
-    for name in KERNELS:
-        monkeypatch.setattr(kmeans_kernels, name, getattr(kmeans_kernels, name).py_func)
-    for (Y, k, options), expected in zip(cases, compiled, strict=True):
-        assert same_bits(expected, fit(LocalPoints([Y[:9], Y[9:]]), k, **options))
-    assert same_bits(single, fit(LocalPoints([X]), 1))
+    for name, plain in KERNELS.items():
+        for module in KERNEL_MODULES:
+            monkeypatch.setattr(module, name, plain, raising=False)
+    monkeypatch.setattr(kmeans_kernels, "squared_sum", plain_sum)
+    monkeypatch.setattr(kmeans_scan, "write_bounds", plain_bounds)
+    monkeypatch.setattr(kmeans_bytes, "_tile", plain_tile)
+    for (Y, k, more), expected in zip(cases, compiled, strict=True):
+        assert same_bits(expected, fit(LocalPoints([Y[:9], Y[9:]]), k, precision=precision, **more))
+    assert same_bits(single, fit(LocalPoints([X]), 1, precision=precision))
     with pytest.raises(ClusteringError, match="NaN or infinite"):
         fit(LocalPoints([X * np.float32(np.nan)]), 2)
 
 
 def test_the_score_is_the_documented_one():
+    fresh = njit(kmeans_kernels.squared_distance.py_func)  # compiled here, not read from a cache
     for d in (1, 7, 8, 9, 24, 100):
         x, c = np.random.default_rng(d).normal(size=(2, d)).astype(np.float32)
-        expected = scores(x[None], c[None])[0, 0]
-        assert kmeans_kernels.squared_distance(x, c) == kmeans_kernels.squared_distance.py_func(x, c) == expected
+        assert kmeans_kernels.squared_distance(x, c) == fresh(x, c) == scores(x[None], c[None])[0, 0]
+
+
+@pytest.mark.skipif(not kmeans_bytes.available(), reason="this processor has no AVX-512 VNNI")
+@pytest.mark.parametrize("q", [4, 96, 388])
+def test_the_product_of_bytes_is_exact(q):
+    random = np.random.default_rng(q)
+    codes, others = (random.integers(-127, 128, (m, q)).astype(np.int8) for m in (12, 70))
+    codes[0], others[0] = 127, -127
+    out, bias = np.empty((12, 128), np.float32), (-128 * codes.sum(axis=1, dtype=np.int64)).astype(np.int32)
+    expected = codes.astype(np.int64) @ others.T.astype(np.int64)
+    for multiply in (kmeans_bytes.multiply, njit(kmeans_bytes.multiply.py_func)):
+        multiply(codes, bias, kmeans_bytes.pack(others), out)
+        assert (out[:, :70] == expected).all()
+        assert (out[:, 70:] == 0).all()
 
 
 @pytest.mark.shared

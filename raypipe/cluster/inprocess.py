@@ -52,9 +52,9 @@ class InProcess(Cluster):
     def points(self, read: Callable[[S], np.ndarray], shards: Sequence[S]) -> Iterator[Points]:
         """See `Cluster.points`; every shard lives in this process."""
         # A sanctioned exception to "science and cluster do not know each other": shards are science's own type.
-        from raypipe.science.kmeans_points import LocalPoints
+        from raypipe.science.kmeans_points import ReadPoints
 
-        yield LocalPoints([read(shard) for shard in shards])
+        yield ReadPoints(read, list(shards), self.resources.points_budget)
 
     def on_other_nodes(self, work: Callable[[T], R], item: T) -> Iterator[tuple[str, R | Failure]]:
         """See `Cluster.on_other_nodes`; there is none."""

@@ -26,6 +26,10 @@ MAX_DEATHS = 3
 """How many lost processes one piece of work survives; the next one makes it a `Failure` of kind machine."""
 
 
+POINTS_SHARE = 0.5
+"""Share of a worker's memory that points may fill; the rest is for one shard being read and what is kept beside points."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What the workers of a run may use; only `threads` can change results."""
@@ -37,7 +41,14 @@ class Resources:
     threads: int
     """CPUs that each worker reserves, and the threads of its numerical libraries."""
     memory: int
-    """Bytes that each worker reserves (a reservation, not a limit); 0 reserves none."""
+    """Bytes that each worker reserves (a reservation, not a limit); 0 reserves none.
+
+    Of the points of a group, each worker keeps as many shards as `points_budget` holds."""
+
+    @property
+    def points_budget(self) -> int:
+        """Bytes of points that each worker keeps, 0 for all; the shards beyond it are read again at every visit."""
+        return int(self.memory * POINTS_SHARE)
 
 
 @dataclass(frozen=True)
@@ -109,10 +120,11 @@ class Cluster(Protocol):
         """
 
     def points(self, read: Callable[[S], np.ndarray], shards: Sequence[S]) -> AbstractContextManager[Points]:
-        """Read each shard once into the memory of the worker that owns it and keep it there.
+        """Read each shard into the memory of the worker that owns it and keep it there, as far as its budget goes.
 
         Args:
-            read: Module-level function or partial: one of `shards` to float32 [n, d]; called again after a loss.
+            read: Module-level function or partial: one of `shards` to float32 [n, d]; called again after a loss
+                and, for shards beyond `Resources.points_budget`, at every visit that looks at the points.
             shards: Small picklable descriptions (paths), in the order that `Points.map` keeps.
 
         Raises:

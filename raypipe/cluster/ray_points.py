@@ -1,8 +1,8 @@
 """Shards of points that live in Ray actors while functions visit them.
 
 The driver fixes which actor owns which shard (by shard index) and holds no points. A Ray Data stream reads the shards
-and pushes each to its owner. An owner that lacks a shard (it replaced a lost one, or the push failed) reads it itself
-before the next call, so a loss anywhere costs time and nothing else.
+and pushes each to its owner. An owner that lacks a shard (it replaced a lost one, the push failed, or its memory is full)
+reads it itself when it is looked at, so a loss anywhere costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -35,32 +35,28 @@ class ShardRaised(Exception):
 class Owner(Generic[S]):
     """One actor of the group: holds its shards and calls functions on them, in shard order."""
 
-    def __init__(self, read: Callable[[S], np.ndarray], specs: dict[int, S], threads: int) -> None:
-        limit_threads(threads)
-        self._read = read
+    def __init__(self, read: Callable[[S], np.ndarray], specs: dict[int, S], resources: Resources) -> None:
+        from raypipe.science.kmeans_points import Shelf
+
+        limit_threads(resources.threads)
         self._specs = specs
-        self._held: dict[int, Any] = {}
+        self._shelf = Shelf(read, specs, resources.points_budget)
 
     def node(self) -> str:
         """The id of the node it lives on."""
         return str(ray.get_runtime_context().get_node_id())
 
     def take(self, index: int, X_nd: np.ndarray) -> None:
-        """Keep a shard; one that is already here stays as it is."""
-        from raypipe.science.kmeans_points import Shard
-
-        if index not in self._held:
-            # A copy: the argument is a read-only view that would keep its object in the store.
-            self._held[index] = Shard(np.array(X_nd, dtype=np.float32, order="C"), {}, index)
+        """Keep a shard, if there is room; one that is already here stays as it is."""
+        # A copy: the argument is a read-only view that would keep its object in the store.
+        self._shelf.put(index, np.array(X_nd, dtype=np.float32, order="C"))
 
     def call(self, function: Callable[..., T], args: tuple[Any, ...]) -> list[T]:
         """Call `function(shard, *args)` for each own shard."""
         results = []
-        for index, spec in self._specs.items():
+        for index in self._specs:
             try:
-                if index not in self._held:
-                    self.take(index, self._read(spec))
-                results.append(function(self._held[index], *args))
+                results.append(function(self._shelf.visit(index), *args))
             except (Exception, SystemExit) as error:
                 raise ShardRaised(index, error) from error
         return results
@@ -96,6 +92,8 @@ class RayPoints(Generic[S]):
 
     def fill(self) -> None:
         """Read every shard once. What goes wrong here is left to the owners, who read what they miss and raise."""
+        from raypipe.science.kmeans_points import seen
+
         nodes = sorted(set(self._each(lambda owner: owner.node.remote(), "starting the workers")))
         items = [{"shard": index} for index in range(len(self._shards))]
         reader = partial(Reader, self._read, self._shards, tuple(self._owners))
@@ -104,7 +102,7 @@ class RayPoints(Generic[S]):
         size, threads = len(self._owners), self._resources.threads
         for _ in stream(reader, items, size=size, threads=threads, reserve={"num_cpus": 0}, labels=labels):
             pass
-        self.map(_touch)
+        self.map(seen)
 
     def map(self, function: Callable[..., T], *args: Any) -> list[T]:
         """See `Points.map`."""
@@ -123,7 +121,7 @@ class RayPoints(Generic[S]):
     def _start(self, number: int, size: int) -> Any:
         specs = dict(enumerate(self._shards))
         own = {index: specs[index] for index in range(number, len(self._shards), size)}
-        return ray.remote(**options(self._resources))(Owner).remote(self._read, own, self._resources.threads)
+        return ray.remote(**options(self._resources))(Owner).remote(self._read, own, self._resources)
 
     def _each(self, call: Callable[[Any], Any], what: str) -> list[Any]:
         """Make a call to each owner, again to a new owner where one was lost; results in owner order."""
@@ -166,8 +164,3 @@ def open_points(read: Callable[[S], np.ndarray], shards: Sequence[S], resources:
         yield points
     finally:
         points.close()
-
-
-def _touch(shard: Any) -> int:
-    """Its number of points; visiting a shard makes its owner read it if need be."""
-    return len(shard.X_nd)

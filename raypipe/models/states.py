@@ -255,7 +255,9 @@ class Extractor:
             for layer, of_layer in zip(self._layers_of[name], found[name], strict=True):
                 if not np.isfinite(of_layer).all():
                     what = "neurons" if name == "neurons" else "states"
-                    raise ModelError(f"{self._checkpoint.label}: {what} of layer {layer} overflow {dtype}; store float32 (grid field dtype.store)")
+                    raise ModelError(
+                        f"{self._checkpoint.label}: {what} of layer {layer} overflow {dtype}; store float32 (grid field dtype.store)"
+                    )
         return States(found["words"], merge.numbers, found.get("sentences"), found.get("neurons"))
 
     def _read(self, encoded: Encoded) -> dict[str, NDArray[np.float32]]:

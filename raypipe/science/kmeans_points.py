@@ -1,31 +1,29 @@
-"""Where the points of a K-means live, and the exact search for the nearest centroid of a shard's rows.
+"""Where the points of a K-means live, and what every visit to them must know.
 
 The engine never sees one big array. It visits *shards in a fixed order* through `Points.map`, in this process
-(`LocalPoints`) or wherever they are. Shapes: n points, k centroids, d dimensions, b rows of one block.
+(`LocalPoints`) or wherever they are. Shapes: n points, k centroids, d dimensions.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from raypipe.errors import ClusteringError
 from raypipe.science import kmeans_kernels as kernels
-from raypipe.science.kmeans_kernels import F32, F64, I32, I64
+from raypipe.science.kmeans_kernels import F32, F64, I64
+from raypipe.science.kmeans_search import Basis, Precision, basis
 
 T = TypeVar("T")
+S = TypeVar("S")
 
-SCORES_PER_BLOCK = 160_000  # float32 scores of one block; with its rows they fit a 1 MB second-level cache
-MAX_BLOCK_ROWS = 512
-MIN_BLOCK_ROWS = 32
+BASIS_ROWS = 4096  # points that choose the basis of the sketches
 
 
 @dataclass
@@ -60,13 +58,102 @@ class LocalPoints:
     shards: list[Shard] = field(init=False)
 
     def __post_init__(self) -> None:
-        with np.errstate(over="ignore"):
-            arrays = [np.ascontiguousarray(X_nd, dtype=np.float32) for X_nd in self.arrays]
-        self.shards = [Shard(X_nd, {}, index) for index, X_nd in enumerate(arrays)]
+        self.shards = [Shard(_float32(X_nd), {}, index) for index, X_nd in enumerate(self.arrays)]
 
     def map(self, function: Callable[..., T], *args: Any) -> list[T]:
         """See `Points.map`."""
         return [function(shard, *args) for shard in self.shards]
+
+
+class Shelf(Generic[S]):
+    """The shards of one process: as many as the budget allows stay, the others are read again for every visit.
+
+    What the engine keeps beside a shard stays in any case.
+
+    Args:
+        read: One of the specs to its points, [n, d].
+        specs: What `read` needs of each shard, by the shard's index.
+        budget: Most bytes of points to keep; 0: all.
+    """
+
+    def __init__(self, read: Callable[[S], ArrayLike], specs: Mapping[int, S], budget: int) -> None:
+        self._read = read
+        self._specs = specs
+        self._budget = budget
+        self._kept: dict[int, Shard] = {}
+        self._states: dict[int, dict[str, Any]] = {}
+
+    def put(self, index: int, X_nd: ArrayLike) -> F32:
+        """Take the points of a shard if they are missed and fit; returns them as float32."""
+        points = _float32(X_nd)
+        state = self._states.setdefault(index, {})
+        state["points"] = len(points)
+        used = sum(shard.X_nd.nbytes for shard in self._kept.values())
+        if index not in self._kept and (self._budget == 0 or used + points.nbytes <= self._budget):
+            self._kept[index] = Shard(points, state, index)
+        return points
+
+    def visit(self, index: int) -> Shard:
+        """The shard, its points here or read when they are first looked at."""
+        if index in self._kept:
+            return self._kept[index]
+        state = self._states.setdefault(index, {})
+        return _Absent(lambda: self.put(index, self._read(self._specs[index])), state, index)
+
+
+def seen(shard: Shard) -> int:
+    """Its number of points; a shard that was never read is."""
+    return int(shard.state.get("points") or len(shard.X_nd))
+
+
+class _Absent(Shard):
+    """A shard whose points are read at the first look and go with it."""
+
+    def __init__(self, read: Callable[[], F32], state: dict[str, Any], index: int) -> None:
+        self._read, self.state, self.index = read, state, index
+
+    @cached_property
+    def X_nd(self) -> F32:  # type: ignore[override]  # noqa: N802
+        return self._read()
+
+
+@dataclass
+class ReadPoints(Generic[S]):
+    """Shards that this process reads, visited one after the other; arguments as in `Shelf`."""
+
+    read: Callable[[S], ArrayLike]
+    specs: Sequence[S]
+    budget: int = 0
+
+    def __post_init__(self) -> None:
+        self._shelf = Shelf(self.read, dict(enumerate(self.specs)), self.budget)
+        self.map(seen)
+
+    def map(self, function: Callable[..., T], *args: Any) -> list[T]:
+        """See `Points.map`."""
+        return [function(self._shelf.visit(index), *args) for index in range(len(self.specs))]
+
+
+def _float32(X_nd: ArrayLike) -> F32:
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(X_nd, dtype=np.float32)
+
+
+def unit_rows(X_nd: ArrayLike) -> F32:
+    """Points scaled to length 1, [n, d] float32.
+
+    Raises:
+        ClusteringError: a point of length 0.
+    """
+    out_nd = np.array(_float32(X_nd))
+    for start in range(0, len(out_nd), BASIS_ROWS):
+        block = out_nd[start : start + BASIS_ROWS]
+        lengths_b = np.linalg.norm(block.astype(np.float64), axis=1)
+        if not lengths_b.all():
+            row = start + int(np.argmin(lengths_b))
+            raise ClusteringError(f"point {row} has length 0; a spherical fit needs directions: leave it out")
+        block /= lengths_b[:, None]
+    return out_nd
 
 
 class Centroids(NamedTuple):
@@ -83,28 +170,12 @@ class Frame(NamedTuple):
     """Global row number of each shard's first point and, last, the number of points; [shards + 1]."""
     mean_d: F64
     """Mean point, [d]."""
-    largest: float
-    """Largest absolute coordinate."""
+    basis: Basis
+    """How the search looks at points first."""
     variance: float
     """Mean over dimensions of the variance."""
     threads: int
     """Threads that a visit may use; no result depends on it."""
-
-
-class Found(NamedTuple):
-    """The nearest known centroid of each point of a shard; updated in place."""
-
-    labels_n: I32
-    """Its index, -1 if none; [n] int32."""
-    dist_n: F64
-    """Canonical score to it, inf if none; [n] float64."""
-    lower_n: F64
-    """Lower bound on the true distance to every other centroid; [n] float64."""
-
-
-def nothing_found(n: int) -> Found:
-    """The state of n points before any search."""
-    return Found(np.full(n, -1, np.int32), np.full(n, np.inf), np.zeros(n))
 
 
 def keyed(C_kd: ArrayLike) -> Centroids:
@@ -113,8 +184,13 @@ def keyed(C_kd: ArrayLike) -> Centroids:
     return Centroids(C_kd, blake2b(C_kd.tobytes(), digest_size=16).hexdigest())
 
 
-def measure(points: Points, threads: int) -> Frame:
+def measure(points: Points, threads: int, precision: Precision = "auto") -> Frame:
     """Count, mean and spread of all points, float64, in the order of rows and shards.
+
+    Args:
+        points: The points.
+        threads: Threads of later visits.
+        precision: "auto" lets the search round to int8 where the processor multiplies bytes fast.
 
     Raises:
         ClusteringError: NaN or infinite values, or shards of different widths.
@@ -136,7 +212,10 @@ def measure(points: Points, threads: int) -> Frame:
     for squares in points.map(_shard_spread, mean_d):
         variance += squares
     largest = max(largest for _, _, largest in parts)
-    return Frame(starts, mean_d, largest, variance / (n * max(widths[0], 1)), threads)
+    rows = np.unique(np.linspace(0, n - 1, min(n, BASIS_ROWS)).astype(np.int64))
+    X_md = take(points, starts, rows) if starts[-1] else np.empty((0, widths[0]), np.float32)
+    how = basis(X_md, mean_d, largest, precision)
+    return Frame(starts, mean_d, how, variance / (n * max(widths[0], 1)), threads)
 
 
 def _shard_sums(shard: Shard) -> tuple[int, F64, float]:
@@ -149,57 +228,16 @@ def _shard_spread(shard: Shard, mean_d: F64) -> float:
     return float(kernels.spread(shard.X_nd, np.array(mean_d)))
 
 
-def nearest(shard: Shard, rows: I64, C_kd: F32, frame: Frame, found: Found) -> None:
-    """Improve the nearest known centroid of some rows by the centroids C_kd; see `kernels.scan_block`.
-
-    Exact: the result is the least canonical score, lowest index on ties, whatever the blocks, threads and BLAS.
-
-    Args:
-        shard: The points.
-        rows: Rows to look at, [m] int64.
-        C_kd: Centroids, [k, d] float32.
-        frame: Origin and scale of the float32 product; threads.
-        found: What is known and, afterwards, what was found.
-    """
-    k, d = C_kd.shape
-    bound = max(frame.largest, float(np.abs(C_kd).max(initial=0.0))) + float(np.abs(frame.mean_d).max(initial=0.0))
-    scale = math.ldexp(1.0, -math.frexp(bound)[1])  # a power of two: scaled coordinates are at most 1
-    Z_kd, norms_k = np.empty((k, d), np.float32), np.empty(k)
-    kernels.centre_rows(C_kd, np.arange(k), frame.mean_d, scale, Z_kd, norms_k)
-    Z_dk = np.ascontiguousarray(Z_kd.T)  # a few per cent faster to multiply by
-    half_k = (norms_k * norms_k / 2).astype(np.float32)
-    reach = float(norms_k.max())
-    size = max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, SCORES_PER_BLOCK // k))
-
-    def search(first: int, last: int) -> None:
-        Y_bd, P_bk, norms_b = np.empty((size, d), np.float32), np.empty((size, k), np.float32), np.empty(size)
-        for start in range(first, last, size):
-            block = rows[start : min(start + size, last)]
-            b = len(block)
-            kernels.centre_rows(shard.X_nd, block, frame.mean_d, scale, Y_bd, norms_b)
-            np.matmul(Y_bd[:b], Z_dk, out=P_bk[:b])
-            kernels.scan_block(P_bk[:b], half_k, block, norms_b, reach, scale, shard.X_nd, C_kd, *found)
-
-    with _blas().limit(limits=1):
-        in_parts(search, len(rows), frame.threads)
+def take(points: Points, starts: I64, rows: I64) -> F32:
+    """The points of some global rows (at least one), [len(rows), d] float32, in their order; `starts` as in `Frame`."""
+    parts = [part for part in points.map(_take, starts, rows) if part is not None]
+    out = np.empty((len(rows), parts[0][1].shape[1]), np.float32)
+    for positions, X_md in parts:
+        out[positions] = X_md
+    return out
 
 
-def in_parts(work: Callable[[int, int], T], total: int, threads: int) -> list[T]:
-    """Call work(first, last) on `threads` equal parts of range(total), at the same time; results in order."""
-    edges = [total * part // threads for part in range(threads + 1)]
-    if threads == 1:
-        return [work(0, total)]
-    return list(_pool(threads).map(work, edges[:-1], edges[1:]))
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
-
-
-@lru_cache(maxsize=1)
-def _blas() -> Any:
-    """Found once: looking through the loaded libraries takes longer than a pass over a small shard."""
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas")
+def _take(shard: Shard, starts: I64, rows: I64) -> tuple[I64, F32] | None:
+    first, last = starts[shard.index], starts[shard.index + 1]
+    positions = np.flatnonzero((rows >= first) & (rows < last))
+    return (positions, shard.X_nd[rows[positions] - first]) if len(positions) else None

@@ -10,24 +10,29 @@ D^2 then: rejection sampling, the same distribution exactly. Distances are updat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from raypipe.errors import ClusteringError
 from raypipe.science import kmeans_kernels as kernels
 from raypipe.science.kmeans_kernels import F32, F64, I64
-from raypipe.science.kmeans_points import Centroids, Frame, Points, Shard, keyed, nearest, nothing_found
+from raypipe.science.kmeans_points import Centroids, Frame, Points, Shard, keyed, take
+from raypipe.science.kmeans_search import nearest, nothing_found
 
 SEED_SAMPLE = 50_000  # k-means++ looks at this many points, drawn uniformly from larger data
 MAX_BATCH = 64  # candidates of one visit; more would be turned down more often
+
+
+Method = Literal["k-means++", "random", "array"]
+METHODS = get_args(Method)
 
 
 @dataclass(frozen=True)
 class Seeding:
     """How the first centroids were found."""
 
-    method: Literal["k-means++", "random", "array"]
+    method: Method
     start: int
     """Number of the start, from 0; with the seed it fixes every draw."""
     rows: I64 | None
@@ -45,7 +50,7 @@ def random_points(points: Points, frame: Frame, k: int, seed: int, start: int) -
     """Draw k points uniformly, without replacement where there are k; in drawn order."""
     n = int(frame.starts[-1])
     rows = generator(seed, start).choice(n, size=k, replace=n < k)
-    return take(points, frame, rows), Seeding("random", start, rows, None)
+    return take(points, frame.starts, rows), Seeding("random", start, rows, None)
 
 
 def plus_plus(points: Points, frame: Frame, k: int, seed: int, start: int) -> tuple[F32, Seeding]:
@@ -62,7 +67,7 @@ def plus_plus(points: Points, frame: Frame, k: int, seed: int, start: int) -> tu
     sample = pool = np.sort(random.choice(n, size=SEED_SAMPLE, replace=False)) if n > SEED_SAMPLE else None
     first = int(random.random() * min(n, SEED_SAMPLE))
     rows = [first if sample is None else int(sample[first])]
-    C_kd = take(points, frame, np.array(rows))
+    C_kd = take(points, frame.starts, np.array(rows))
     old: Centroids | None = None
     while len(rows) < k:
         new = keyed(C_kd)
@@ -82,20 +87,6 @@ def plus_plus(points: Points, frame: Frame, k: int, seed: int, start: int) -> tu
 def too_few(k: int, distinct: int) -> ClusteringError:
     """The error of a k that the points cannot fill."""
     return ClusteringError(f"k={k} but only {distinct} distinct points; lower k or use more text")
-
-
-def take(points: Points, frame: Frame, rows: I64) -> F32:
-    """The points of some global rows, [len(rows), d] float32, in the order of rows."""
-    out = np.empty((len(rows), len(frame.mean_d)), np.float32)
-    for positions, X_md in points.map(_take, frame.starts, np.asarray(rows)):
-        out[positions] = X_md
-    return out
-
-
-def _take(shard: Shard, starts: I64, rows: I64) -> tuple[I64, F32]:
-    first, last = starts[shard.index], starts[shard.index + 1]
-    positions = np.flatnonzero((rows >= first) & (rows < last))
-    return positions, shard.X_nd[rows[positions] - first]
 
 
 class _Targets(NamedTuple):
@@ -147,43 +138,42 @@ def _draw(points: Points, targets: _Targets, at: Centroids, pool: I64 | None, fr
 def _locate(shard: Shard, targets: _Targets, at: Centroids, pool: I64 | None, frame: Frame) -> tuple[I64, _Drawn]:
     """Those of the targets that lie in this shard, and the points where the cumulative sums of D^2 pass them."""
     positions = np.flatnonzero(targets.shards == shard.index)
-    local = _local_rows(shard, pool, frame)
-    D_m = _distances(shard, None, at, pool, frame)
+    seen, rows = _looked_at(shard, pool, frame)
+    D_m = _distances(seen, None, at, frame)
     sums = np.cumsum(D_m)
     last = np.searchsorted(sums, sums[-1]) if len(sums) else 0  # a target lost to rounding takes the last with D^2 > 0
     chosen = np.minimum(np.searchsorted(sums, targets.inside[positions], side="right"), last)
-    rows = local[chosen]
-    return positions, _Drawn(rows + frame.starts[shard.index], D_m[chosen], shard.X_nd[rows])
+    return positions, _Drawn(rows[chosen] + frame.starts[shard.index], D_m[chosen], seen.X_nd[chosen])
 
 
 def _update(shard: Shard, old: Centroids | None, new: Centroids, pool: I64 | None, frame: Frame) -> float:
     """The sum of D^2 over this shard, in row order."""
-    return float(kernels.total_in_order(_distances(shard, old, new, pool, frame)))
+    return float(kernels.total_in_order(_distances(_looked_at(shard, pool, frame)[0], old, new, frame)))
 
 
-def _local_rows(shard: Shard, pool: I64 | None, frame: Frame) -> I64:
-    """The rows of this shard that k-means++ looks at."""
+def _looked_at(shard: Shard, pool: I64 | None, frame: Frame) -> tuple[Shard, I64]:
+    """The points of this shard that k-means++ looks at, and their rows; a sample is copied, so that visits are short."""
     first, last = frame.starts[shard.index], frame.starts[shard.index + 1]
     if pool is None:
-        return np.arange(last - first)
+        return shard, np.arange(last - first)
     rows: I64 = pool[np.searchsorted(pool, first) : np.searchsorted(pool, last)] - first
-    return rows
+    key = hash(rows.tobytes())
+    held, sample = shard.state.get("sample", (None, None))
+    if held != key:
+        sample = Shard(shard.X_nd[rows], {}, shard.index)
+        shard.state["sample"] = key, sample
+    return sample, rows
 
 
-def _distances(shard: Shard, old: Centroids | None, new: Centroids, pool: I64 | None, frame: Frame) -> F64:
-    """D^2 of the pool's rows to `new`, whose first centroids are `old`: from the state if it holds one of them."""
-    looked_at = 0 if pool is None else hash(pool.tobytes())
-    rows = _local_rows(shard, pool, frame)
-    key, found = shard.state.get("seeding", (None, None))
-    done = 0
-    for known in (new, old):
-        if known is not None and key == (known.key, looked_at):
-            done = max(done, len(known.C_kd))
+def _distances(shard: Shard, old: Centroids | None, new: Centroids, frame: Frame) -> F64:
+    """D^2 of the points to `new`, whose first centroids are `old`: from the state if it holds one of them."""
+    key, found = shard.state.get("seeding", ("", nothing_found(0)))
+    done = max((len(known.C_kd) for known in (new, old) if known is not None and key == known.key), default=0)
     if done == 0:
         found = nothing_found(len(shard.X_nd))
     if done < len(new.C_kd):
-        found.labels_n.fill(-1)  # it numbers the centroids of one search, which start again at 0
-        nearest(shard, rows, new.C_kd[done:], frame, found)
-        shard.state["seeding"] = (new.key, looked_at), found
-    D_m: F64 = found.dist_n[rows]
-    return D_m
+        found.labels.fill(-1)  # it numbers the centroids of one search, which start again at 0
+        nearest(shard, np.arange(len(shard.X_nd)), new.C_kd[done:], frame, found)
+        shard.state["seeding"] = new.key, found
+    D_n: F64 = found.dist
+    return D_n

@@ -1,0 +1,231 @@
+"""K-means against its peers: the same points, first centroids and passes, tol 0, all points, 1 and 2 threads.
+
+- ours: `raypipe.KMeans`, exact, with its closing assignment and its check;
+- scikit-learn: `KMeans(algorithm="lloyd")`, exact up to float32, with a closing assignment; where float32 decides near ties
+  otherwise, its path and objective depart from ours by some 1e-5; in float64 they agree to 1e-12;
+- faiss: `faiss.Kmeans(max_points_per_centroid=n)`, exact up to float32, without one;
+- superkmeans: `faiss.SuperKMeans`, which prunes by chance and chooses its own start: compare its objective over seeds.
+
+    python benchmarks/kmeans.py --model DIR --text FILE [FILE ...] [--quick] [--folder results]
+
+The points are hidden states of the words of the text: d columns are made of whole layers of each word, from the last one
+down. More points than words are had by repeating them with noise of 5 % of each column's standard deviation. Each measurement
+runs in a process of its own and is kept in the folder, so the same command goes on where it stopped. Times include everything
+from the array in memory to the last centroid; compiled code is warm. `compared` is the number of exact comparisons per point
+in a pass at the end, `memory` the growth of the process beyond its points, in copies of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SYSTEMS = ("ours", "ours, float32", "scikit-learn", "faiss", "superkmeans")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a saved model's directory")
+    parser.add_argument("--text", nargs="+", help="files of one sentence per line, words separated by spaces")
+    parser.add_argument("--folder", type=Path, default=Path("kmeans-benchmark"))
+    parser.add_argument("--quick", action="store_true", help="n = 100k, d = 384, k = 600 only")
+    parser.add_argument("--points", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--widths", type=int, nargs="+", default=[384, 768])
+    parser.add_argument("--k", type=int, nargs="+", default=[100, 600, 1000, 4096])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--passes", type=int, default=20)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.job:
+        print(json.dumps(measure(json.loads(options.job))))
+        return
+    if options.quick:
+        options.points, options.widths, options.k = [100_000], [384], [600]
+    options.folder.mkdir(parents=True, exist_ok=True)
+    done_file = options.folder / "done.jsonl"
+    lines = done_file.read_text(encoding="utf-8").splitlines() if done_file.exists() else []
+    done = dict(map(json.loads, lines))
+    for n, d, k, threads in product(options.points, options.widths, options.k, options.threads):
+        rows = []
+        for system, seed in product(SYSTEMS, range(options.seeds)):
+            job = {"system": system, "n": n, "d": d, "k": k, "threads": threads, "seed": seed, "passes": options.passes}
+            key = json.dumps(job)
+            if key not in done:
+                job["points"] = str(points(options, n, d))
+                done[key] = in_new_process(job)
+                with done_file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([key, done[key]]) + "\n")
+            rows.append((system, seed, done[key]))
+        show(n, d, k, threads, rows)
+
+
+def points(options: argparse.Namespace, n: int, d: int) -> Path:
+    """The file of n points of width d; made where it is missing."""
+    file = options.folder / f"points-{n}-{d}.npy"
+    if not file.exists():
+        states = options.folder / f"states-{d}.npy"
+        if not states.exists():
+            np.save(states, hidden_states(options.model, options.text, d))
+        X_nd = np.load(states, mmap_mode="r")
+        random = np.random.default_rng(0)
+        some = random.permutation(len(X_nd))
+        noise_d = 0.05 * np.asarray(X_nd[:10_000]).std(axis=0)
+        part = options.folder / "part.npy"
+        out = np.lib.format.open_memmap(part, "w+", np.float32, (n, d))
+        for start in range(0, n, len(X_nd)):
+            block = X_nd[some[: n - start]]
+            out[start : start + len(block)] = block if start == 0 else block + noise_d * random.normal(size=block.shape)
+        out.flush()
+        part.replace(file)
+    return file
+
+
+def hidden_states(model: str, files: list[str], d: int) -> np.ndarray:
+    from raypipe.models.locate import checkpoints, facts
+    from raypipe.models.states import word_states
+
+    size = facts(checkpoints("m", model, ["main"])[0])
+    layers = [size.layers - i for i in range(-(-d // size.width))]
+    lines = [line.split() for file in files for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    states = word_states(model, [words for words in lines if words], layers)[1]
+    return np.concatenate([states[layer] for layer in layers], axis=1)[:, :d]
+
+
+def in_new_process(job: dict[str, Any]) -> dict[str, Any]:
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    env = os.environ | dict.fromkeys(names, str(job["threads"]))
+    command = [sys.executable, __file__, "--job", json.dumps(job)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """One fit: seconds, objective on all points in float64, exact comparisons per point and pass, memory."""
+    from raypipe.science.kmeans import KMeans
+
+    X_nd = np.load(job["points"])
+    k, threads, passes = job["k"], job["threads"], job["passes"]
+    first_kd = distinct(X_nd, k, job["seed"])
+    fit(job["system"], X_nd[:2000], X_nd[:100], 2, threads, job["seed"])  # compiles
+    before = peak_memory()
+    started = time.perf_counter()
+    C_kd = fit(job["system"], X_nd, first_kd, passes, threads, job["seed"])
+    seconds = time.perf_counter() - started
+    memory = (peak_memory() - before) / X_nd.nbytes
+    labels_n = KMeans.predict(fitted(C_kd, threads), X_nd)
+    objective = sum(
+        float(((X_nd[i : i + 8192].astype(np.float64) - C_kd[labels_n[i : i + 8192]]) ** 2).sum())
+        for i in range(0, len(X_nd), 8192)
+    )
+    compared = comparisons(X_nd, C_kd, job["system"]) if job["system"].startswith("ours") else None
+    return {"seconds": seconds, "objective": objective, "compared": compared, "memory": memory}
+
+
+def distinct(X_nd: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Distinct points: from equal ones, concepts would lose their points, which every system repairs in its own way."""
+    rows = np.random.default_rng(seed).choice(len(X_nd), min(3 * k, len(X_nd)), replace=False)
+    first = {X_nd[row].tobytes(): row for row in reversed(rows)}
+    return X_nd[np.sort(list(first.values()))[:k]]
+
+
+def peak_memory() -> int:
+    """Bytes that this process took at most; Linux."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def fitted(C_kd: np.ndarray, threads: int) -> Any:
+    from raypipe.science.kmeans import KMeans
+
+    model = KMeans(len(C_kd), threads=threads)
+    model.centroids = np.ascontiguousarray(C_kd, np.float32)
+    return model
+
+
+def fit(system: str, X_nd: np.ndarray, C_kd: np.ndarray, passes: int, threads: int, seed: int) -> np.ndarray:
+    """The centroids after some passes."""
+    n, d = X_nd.shape
+    k = len(C_kd)
+    if system.startswith("ours"):
+        from raypipe.science.kmeans import KMeans
+
+        precision = "float32" if "float32" in system else "auto"
+        return KMeans(k, init=C_kd, max_iter=passes, tol=0, threads=threads, precision=precision).fit(X_nd).centroids
+    if system == "scikit-learn":
+        from sklearn.cluster import KMeans as Peer
+
+        with warnings.catch_warnings(action="ignore"):  # it says that it did not converge
+            peer = Peer(k, init=C_kd, n_init=1, max_iter=passes, tol=0, algorithm="lloyd", copy_x=False).fit(X_nd)
+        return peer.cluster_centers_
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    if system == "faiss":
+        peer = faiss.Kmeans(d, k, niter=passes, max_points_per_centroid=n, min_points_per_centroid=1)
+        peer.train(X_nd, init_centroids=C_kd)
+        return peer.centroids
+    peer = faiss.SuperKmeans(
+        d, k, niter=passes, max_points_per_centroid=n, min_points_per_centroid=1, early_stop_threshold=0.0, seed=seed
+    )
+    peer.train(X_nd)
+    return peer.centroids
+
+
+def comparisons(X_nd: np.ndarray, C_kd: np.ndarray, system: str) -> float:
+    """Mean number of centroids of a point that the sketches cannot rule out, its own left out; on 2000 points."""
+    from raypipe.science.kmeans_points import LocalPoints, keyed, measure
+    from raypipe.science.kmeans_scan import threshold, weights
+    from raypipe.science.kmeans_search import sketched
+    from raypipe.science.kmeans_visits import assignment
+
+    points = LocalPoints([X_nd[:: max(1, len(X_nd) // 2000)]])
+    shard, frame = points.shards[0], measure(points, 1, "float32" if "float32" in system else "auto")
+    at = keyed(C_kd)
+    best = assignment(shard, None, at, frame)
+    of, (to, far_k) = (
+        sketched(shard.X_nd, np.arange(len(shard.X_nd)), frame).of,
+        sketched(at.C_kd, np.arange(len(C_kd)), frame),
+    )
+    step, half, head, miss, tail = (column[: len(C_kd)] for column in weights(to, far_k))
+    products_nk = of.codes.astype(np.float32) @ to.codes.T.astype(np.float32)
+    errors_nk = np.outer(of.miss, head) + np.outer(of.norm + of.miss, miss) + np.outer(of.tail, tail)
+    floors_n = np.array([threshold(of.norm[i], known, 0.0) for i, known in enumerate(best.dist * frame.basis.scale**2)])
+    return float((np.outer(of.step, step) * products_nk - half + errors_nk >= floors_n[:, None]).sum(axis=1).mean() - 1)
+
+
+def show(n: int, d: int, k: int, threads: int, rows: list[tuple[str, int, dict[str, Any]]]) -> None:
+    exact = [
+        found["seconds"] for system, _, found in rows if system in ("scikit-learn", "faiss") and "error" not in found
+    ]
+    reference = next(
+        (found["objective"] for system, _, found in rows if system == "scikit-learn" and "error" not in found), 1.0
+    )
+    print(f"\nn = {n}, d = {d}, k = {k}, threads = {threads}", flush=True)
+    for system, seed, found in rows:
+        if "error" in found:
+            print(f"  {system:14s} seed {seed}  {found['error']}")
+            continue
+        compared = "" if found["compared"] is None else f"  {found['compared']:.2f} compared"
+        print(
+            f"  {system:14s} seed {seed}  {found['seconds']:8.2f} s  {min(exact, default=0) / found['seconds']:6.2f} x  "
+            f"objective {found['objective']:.8g} ({found['objective'] / reference - 1:+.1e})  "
+            f"memory {found['memory']:.2f}{compared}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
