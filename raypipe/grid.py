@@ -47,6 +47,11 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _names_both(field: str, path: str) -> None:
+    if not {"{source}", "{target}"} <= set(re.findall(r"\{\w+\}", path)):
+        raise ValueError(f"{field} must hold {{source}} and {{target}}")
+
+
 def _layer_form(value: Any) -> Any:
     every = value["every"] if isinstance(value, dict) and set(value) == {"every"} else 0
     whole = value == "all" or isinstance(value, Every) or (type(every) is int and every > 0)
@@ -111,7 +116,16 @@ class Words(_Part):
     select: str = Field(
         "first", pattern=r"^(first|random:\d+)$", description="Which occurrences are kept: first, or random:SEED."
     )
-    filter: Literal["language"] = Field("language", description="Unit of the frequency filter.")
+    filter: Literal["language", "pairwise"] = Field(
+        "language",
+        description="Unit of the frequency filter: a word of a language, or two words linked by `alignment` (pairwise): words "
+        "without a link are then no points, and points and scopes are made for each pair.",
+    )
+    alignment: str | None = Field(
+        None,
+        description="For filter: pairwise, a Pharaoh file (0-0 1-2) with {source} and {target} in its name; that of the other "
+        "order serves too.",
+    )
     pooling: Literal["last", "first", "mean"] = Field("last", description="Subword states to one word state.")
     normalise: Literal["none", "nfc", "nfkc", "lower"] = Field(
         "none", description="Applied to types and dictionary when compared."
@@ -121,6 +135,10 @@ class Words(_Part):
     def _ordered(self) -> Words:
         if self.min_words > self.max_words:
             raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
+        if (self.filter == "pairwise") != (self.alignment is not None):
+            raise ValueError("alignment and filter: pairwise need each other; give both or neither")
+        if self.alignment is not None:
+            _names_both("alignment", self.alignment)
         return self
 
 
@@ -131,8 +149,10 @@ class States(_Part):
         "read",
         description="State of a decoder's word: where its piece was read, or one position before, which predicts it.",
     )
-    source: Literal["copy", "empty"] = Field(
-        "copy", description="What an encoder reads while its decoder reads a line: the same line, or nothing."
+    source: Literal["copy", "empty", "pair"] = Field(
+        "copy",
+        description="What an encoder reads while its decoder reads a line: the same line, nothing, or the line of the pair's other "
+        "language (pair): states and scopes of these decoders are then made for each pair, those of other components are not.",
     )
     final_norm: bool = Field(True, description="Last layer after the final norm; false takes it before.")
     also: Annotated[tuple[Literal["sentences", "neurons"], ...], BeforeValidator(_listed)] = Field(
@@ -140,7 +160,8 @@ class States(_Part):
     )
     long_sentences: Literal["window", "skip", "error"] = Field(
         "window",
-        description="Sentences beyond the model's length: overlapping windows, dropped and counted, or an error.",
+        description="Sentences beyond the model's length: overlapping windows, dropped and counted, or an error. What an encoder "
+        "reads with `source: pair` has no windows: too long is an error.",
     )
 
 
@@ -157,8 +178,8 @@ class Lexicon(_Part):
             raise ValueError("give either path (with format) or induce: eflomal")
         if self.path is not None and self.format is None:
             raise ValueError("path needs format: muse or arrow")
-        if self.path is not None and not {"{source}", "{target}"} <= set(re.findall(r"\{\w+\}", self.path)):
-            raise ValueError("path must hold {source} and {target}")
+        if self.path is not None:
+            _names_both("path", self.path)
         return self
 
 
@@ -302,6 +323,11 @@ class Grid(_Part):
             raise ValueError(
                 f"colap.scopes: the codes of {len(self.languages)} languages are over {LONGEST_SCOPE} characters together, too "
                 "long for a folder; use fewer or shorter codes, or scopes: pairs"
+            )
+        if self.colap.scopes == "all" and (self.words.filter == "pairwise" or self.states.source == "pair"):
+            raise ValueError(
+                "colap.scopes all: words.filter pairwise and states.source pair make states for each pair, which have no scope in "
+                "common; set colap.scopes: pairs"
             )
         self.language_pairs()
         return self

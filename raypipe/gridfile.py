@@ -35,7 +35,7 @@ def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()
     for field, value in overrides:
         if field == "models":
             data["models"] = _models(data.get("models"), value)
-        elif field.endswith(".path") and isinstance(value, str):
+        elif field.endswith((".path", ".alignment")) and isinstance(value, str):
             _set(data, field, (_if_there if field.startswith("models.") else _absolute)(value, Path.cwd()))
         else:
             _set(data, field, value)
@@ -100,11 +100,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _absolute_paths(data: dict[str, Any], base: Path) -> None:
-    for part in ("corpus", "lexicon"):
+    for part, name in (("corpus", "path"), ("words", "alignment"), ("lexicon", "path")):
         section = data.get(part)
-        if isinstance(section, dict) and isinstance(section.get("path"), str):
+        if isinstance(section, dict) and isinstance(section.get(name), str):
             local = not (part == "corpus" and section.get("format") == "datasets")
-            section["path"] = _absolute(section["path"], base) if local else _if_there(section["path"], base)
+            section[name] = _absolute(section[name], base) if local else _if_there(section[name], base)
     models = data.get("models")
     for model in models if isinstance(models, list) else [models]:
         if isinstance(model, dict) and isinstance(model.get("path"), str):

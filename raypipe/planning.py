@@ -13,14 +13,15 @@ from raypipe.grid import Grid
 from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
 from raypipe.models.words import Encoded, encode
 from raypipe.pipeline import all_cells
-from raypipe.science.occurrences import Places
+from raypipe.science.occurrences import Places, length_filter
 from raypipe.stages.concepts import memory_needed, scopes
-from raypipe.stages.corpus import Sentences, choose_words
+from raypipe.stages.corpus import Sentences, choose_words, linked_texts
 from raypipe.stages.extract import shard_points
+from raypipe.stages.plan import Plan, Side, make_plan
 from raypipe.stages.shards import naming_lines
-from raypipe.stages.plan import Plan, make_plan
 
-Counts = dict[tuple[str, str], int]  # by model and component
+Part = tuple[str, str]  # model and component
+Counts = dict[Part, int]
 BLOCK = 4096  # sentences that are held at a time
 
 
@@ -28,9 +29,10 @@ def estimate(grid: Grid) -> dict[str, Any]:
     """Counts exactly what the stages will read, and derives what they will compute and write.
 
     Returns:
-        `cells` per stage; per language `sentences`, `words`, `points`; per model, over all its `checkpoints`, `pieces` (tokens
-        forwarded), `forward_flops`, `state_bytes`; `kmeans_flops_per_pass` over all clusterings, and `kmeans_flops_most` at max_iter
-        passes; `memory_per_worker`, bytes at the peak; `in_group`, clusterings too large for one worker.
+        `cells` per stage; per language (or side of a pair) `sentences`, `words`, `points`; per model, over all its `checkpoints`,
+        `pieces` (tokens forwarded), `forward_flops` (an encoder's line taken to be as long as its decoder's), `state_bytes`;
+        `kmeans_flops_per_pass` over all clusterings, and `kmeans_flops_most` at max_iter passes; `memory_per_worker`, bytes at the
+        peak; `in_group`, clusterings too large for one worker.
 
     Raises:
         RaypipeError: As in a run: something the grid names is missing or wrong.
@@ -41,17 +43,18 @@ def estimate(grid: Grid) -> dict[str, Any]:
     tokenizers = _tokenizers(plan)
     pieces: Counts = defaultdict(int)
     states: Counts = defaultdict(int)  # points that the tokenizer does not lose
-    for language in grid.languages:
-        sentences, dropped, places = choose_words(plan.texts[language], grid.words)
-        words = 0
+    for side in plan.corpus_sides():
+        sentences, dropped, places = choose_words(plan.texts[side.language], grid.words, linked_texts(plan, side))
+        words, readers = 0, _readers(plan, side, tokenizers)
         for numbers, block, wanted in _blocks(sentences, places):
             words += sum(map(len, block))
-            for (model, part), tokenizer, checkpoints in tokenizers:
-                with naming_lines(language, numbers):
-                    encoded = _encode(plan, model, part, tokenizer, block, wanted)
+            for (model, part), tokenizer, checkpoints, unread in readers:
+                read = [[] if number in unread else tokens for number, tokens in zip(numbers, wanted, strict=True)]
+                with naming_lines(side.language, numbers):
+                    encoded = _encode(plan, model, part, tokenizer, block, read)
                 pieces[model, part] += checkpoints * int(encoded.lengths.sum())
                 states[model, part] += checkpoints * len(encoded.words)
-        languages[language] = {"sentences": len(dropped), "words": words, "points": len(places)}
+        languages[side.name] = {"sentences": len(dropped), "words": words, "points": len(places)}
     return {
         "cells": {name: len(of_stage) for name, of_stage in cells.items()},
         "languages": languages,
@@ -84,7 +87,24 @@ def _encode(
     )
 
 
-def _tokenizers(plan: Plan) -> list[tuple[tuple[str, str], Any, int]]:
+def _readers(plan: Plan, side: Side, tokenizers: list[tuple[Part, Any, int]]) -> list[tuple[Part, Any, int, set[int]]]:
+    """The tokenizers, once for each side that reads this one's points, with the lines that have no source there."""
+    found = []
+    for (model, part), tokenizer, checkpoints in tokenizers:
+        for reader in plan.sides(model, part):
+            if plan.corpus_of(reader) == side:
+                unread = _dropped(plan, str(reader.other)) if plan.reads_pair(model, part) else set[int]()
+                found.append(((model, part), tokenizer, checkpoints, unread))
+    return found
+
+
+def _dropped(plan: Plan, language: str) -> set[int]:
+    words = plan.grid.words
+    reasons = length_filter(Sentences(plan.texts[language]), min_words=words.min_words, max_words=words.max_words)
+    return {number for number, why in enumerate(reasons) if why}
+
+
+def _tokenizers(plan: Plan) -> list[tuple[Part, Any, int]]:
     """Each distinct tokenizer: its model and component, itself, and how many checkpoints read with it."""
     from raypipe.models.load import load_tokenizer
 
@@ -116,8 +136,8 @@ def _clusterings(plan: Plan, languages: dict[str, dict[str, int]]) -> dict[str, 
         shard = shard_points(plan, checkpoint.model, part) * layers * facts.width * 4
         weights = 4 * (facts.parameters + facts.vocab * facts.width)
         peak = max(peak, weights + 3 * shard)  # states, their Arrow columns, and the file being written
-        for scope in scopes(plan):
-            points = sum(languages[language]["points"] for language in scope)
+        for scope in scopes(plan, checkpoint.model, part):
+            points = sum(languages[plan.corpus_of(side).name]["points"] for side in scope)
             flops += sum(2 * points * k * facts.width for k in settings.k) * len(settings.seeds) * layers
             needed = memory_needed(points, facts.width)
             if needed > plan.grid.resources.memory:

@@ -79,8 +79,8 @@ class Run:
         """The labelled points of one clustering: language, sentence, token, word, concept.
 
         Args:
-            axes: model, revision, component, variant, layer, scope (`de` or `de+en`), k, seed; each may be left out where the
-                run has one value.
+            axes: model, revision, component, variant, layer, scope (`de` or `de+en`; where states differ between pairs,
+                `de~en-de` or `de~en-de+en~en-de`), k, seed; each may be left out where the run has one value.
 
         Raises:
             RunError: No clustering fits, or several do; the message names what is open.
@@ -102,7 +102,8 @@ class Run:
         Args:
             model: The grid's name of the model.
             revision: The checkpoint.
-            language: A language of the grid.
+            language: A language of the grid; where its states differ between pairs (`words.filter: pairwise`, or a decoder with
+                `states.source: pair`) with the pair, in grid order: `en~en-de`.
             layer: Layer id, 0 = embeddings.
             component: `encoder` or `decoder`.
             variant: Such as `v-default` or `v-mean`; may be left out where the run has one.

@@ -107,7 +107,8 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
             "why",
             _STR,
             "no_piece (the tokenizer drops the word), truncated (longer than a window), too_long (its sentence was skipped), "
-            "no_context (nothing stands before it to predict it from) or no_alignment (its pieces cannot be told apart)",
+            "no_context (nothing stands before it to predict it from), no_alignment (its pieces cannot be told apart) or "
+            "no_source (the length filter dropped the line that the encoder was to read)",
         ),
     ),
     "points": _POINTS,
@@ -118,8 +119,8 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column(
             "why",
             _STR,
-            "no_piece (the tokenizer leaves nothing of it), truncated (its end was cut off), too_long (it was skipped) or "
-            "no_context (nothing stands before its only piece)",
+            "no_piece (the tokenizer leaves nothing of it), truncated (its end was cut off), too_long (it was skipped), "
+            "no_context (nothing stands before its only piece) or no_source (the line that the encoder was to read was dropped)",
         ),
     ),
     "labels": (*_POINTS, Column("concept", _I32, "concept id, 0-based")),

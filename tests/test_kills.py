@@ -31,7 +31,7 @@ class Killer(threading.Thread):
         self._draw, self._ended = random.Random(seed), threading.Event()
 
     def run(self) -> None:
-        while not self._ended.wait(self._draw.uniform(1, 6)):
+        while not self._ended.wait(self._draw.uniform(4, 10)):
             actors = actors_below(os.getpid())
             if actors:
                 os.kill(self._draw.choice(actors), signal.SIGKILL)

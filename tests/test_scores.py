@@ -76,6 +76,8 @@ class Bench:
             "states": "/".join(f"{axis}={value}" for axis, value in STATE.items()),
             "folder": f"scores/parts/{cell}",
             "group": ["en", "de"],
+            "scopes": {"en": "en", "de": "de"},
+            "joint": "de+en",
             "lexicons": list(lexicons),
             "layers": [1, 3],
         }

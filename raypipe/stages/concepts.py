@@ -1,6 +1,7 @@
 """Stage concepts: K-means of each scope at each layer.
 
-One cell per (model, revision, component, variant, layer, scope, algorithm's k and seed). A cell whose points fit
+One cell per (model, revision, component, variant, layer, scope, algorithm's k and seed). A scope is one side (a language, or one
+within a pair, `en~en-de`) or a joint set of sides. A cell whose points fit
 one worker runs whole in one worker, cells side by side; a larger one is spread over a group of workers that hold its shards. Results are
 the same bits either way.
 Legend: n points, k concepts, d width of a state.
@@ -23,7 +24,7 @@ from raypipe.rundir import Cell, RunDir
 from raypipe.schema import arrow_schema
 from raypipe.science import kmeans
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan
+from raypipe.stages.plan import Plan, Side, joint, scope_name
 from raypipe.statefile import read_layer
 
 NAME, VERSION = "concepts", 1
@@ -31,14 +32,17 @@ FIELDS = ("concepts.algorithm", "concepts.n_init", "concepts.max_iter", "concept
 COPIES = 2.5  # memory of a fit, in copies of its points: as read, centred, and the tables around them
 
 
-def scopes(plan: Plan) -> list[tuple[str, ...]]:
-    """Every scope of the grid: each language of a pair alone, then the joint ones."""
-    paired = {language for pair in plan.grid.language_pairs() for language in pair}
-    return [(language,) for language in plan.grid.languages if language in paired] + plan.grid.joint_scopes()
+def scopes(plan: Plan, model: str, component: str) -> list[tuple[Side, ...]]:
+    """Every scope of a component: each side of a pair alone, then the joint ones."""
+    pairs = plan.grid.language_pairs()
+    compared = {side for pair in pairs for side in plan.sides_of(pair, model, component)}
+    groups = plan.grid.joint_scopes() if plan.grid.colap.scopes == "all" else pairs
+    alone = [(side,) for side in plan.sides(model, component) if side in compared]
+    return [*alone, *(joint(plan.sides_of(group, model, component)) for group in groups)]
 
 
 def cells(plan: Plan, extracted: dict[tuple[str, ...], Cell]) -> list[Cell]:
-    """One cell per clustering; `extracted` are the extract cells by (model, revision, component, language)."""
+    """One cell per clustering; `extracted` are the extract cells by (model, revision, component, side)."""
     settings = plan.grid.concepts
     fields = (
         plan.fields(*FIELDS)
@@ -49,8 +53,8 @@ def cells(plan: Plan, extracted: dict[tuple[str, ...], Cell]) -> list[Cell]:
     for checkpoint, component in plan.cells_of_models():
         state = (checkpoint.model, checkpoint.revision, component)
         for layer in plan.layers[checkpoint.model, component]:
-            for scope in scopes(plan):
-                inputs = {f"states of {language}": extracted[(*state, language)].fingerprint for language in scope}
+            for scope in scopes(plan, checkpoint.model, component):
+                inputs = {f"states of {side.name}": extracted[(*state, side.name)].fingerprint for side in scope}
                 for k in settings.k:
                     for seed in settings.seeds:
                         key = (*_key(state, plan.variant, layer, scope), ("k", f"{k:04d}"), ("seed", str(seed)))
@@ -58,9 +62,9 @@ def cells(plan: Plan, extracted: dict[tuple[str, ...], Cell]) -> list[Cell]:
     return made
 
 
-def _key(state: tuple[str, ...], variant: str, layer: int, scope: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+def _key(state: tuple[str, ...], variant: str, layer: int, scope: tuple[Side, ...]) -> tuple[tuple[str, str], ...]:
     names = zip(("model", "revision", "component"), state, strict=True)
-    return (*names, ("variant", variant), ("layer", f"{layer:02d}"), ("scope", "+".join(scope)))
+    return (*names, ("variant", variant), ("layer", f"{layer:02d}"), ("scope", scope_name(scope)))
 
 
 def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cell]) -> None:
@@ -68,8 +72,7 @@ def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cel
     items, small, large = list[Item](), list[Cell](), list[tuple[Cell, Item]]()
     for cell in left:
         sources = [
-            extracted[cell["model"], cell["revision"], cell["component"], language]
-            for language in cell["scope"].split("+")
+            extracted[cell["model"], cell["revision"], cell["component"], side] for side in cell["scope"].split("+")
         ]
         lost = [source for source in sources if context.run.mark(source) is None]
         if lost:

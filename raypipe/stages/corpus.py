@@ -1,6 +1,7 @@
 """Stage corpus: reads the parallel text, keeps sentences by length, chooses the word occurrences that become points.
 
-One cell per language; a sentence's id is its 0-based input line, for ever.
+One cell per language, or with `words.filter: pairwise` per language and pair (`lang=en~en-de`); a sentence's id is its 0-based
+input line, for ever.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import pyarrow as pa
 
 from raypipe.errors import InputError
 from raypipe.grid import Words
-from raypipe.rundir import Cell, RunDir
+from raypipe.interop.alignments import read_pharaoh
+from raypipe.rundir import Cell, RunDir, file_digest
 from raypipe.schema import arrow_schema
-from raypipe.science.occurrences import Places, choose, length_filter
+from raypipe.science.occurrences import Places, choose, choose_pairwise, length_filter
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan
+from raypipe.stages.plan import Plan, Side
 from raypipe.stages.text import Text
 
 NAME, VERSION = "corpus", 1
@@ -38,36 +40,51 @@ FIELDS = (
 
 
 def cells(plan: Plan) -> list[Cell]:
-    """One cell per language."""
+    """One cell per language, or per language and pair."""
     fields = plan.fields(*FIELDS) | {"corpus version": VERSION}
-    return [
-        Cell(NAME, (("lang", language),), fields, {f"text of {language}": plan.corpus[language]})
-        for language in plan.grid.languages
-    ]
+    links = {pair: file_digest(file) for pair, (file, _) in plan.alignments.items()}
+    made = []
+    for side in plan.corpus_sides():
+        inputs = {f"text of {language}": plan.corpus[language] for language in side.pair or (side.language,)}
+        of_pair = {}
+        if side.pair:
+            inputs["alignment"] = links[side.pair]
+            of_pair = {"inverted": plan.alignments[side.pair][1]}
+        made.append(Cell(NAME, (("lang", side.name),), fields | of_pair, inputs))
+    return made
 
 
 def run(context: Context, left: list[Cell]) -> None:
     """Reads each language that is not there yet."""
     context.watcher.start(NAME, len(left), "languages")
-    words = context.plan.grid.words.model_dump()
-    items = [
-        {"run": str(context.run.path), "words": words, "text": asdict(context.plan.texts[cell["lang"]])}
-        for cell in left
-    ]
+    plan, items = context.plan, list[Item]()
+    sides = {side.name: side for side in plan.corpus_sides()}
+    for cell in left:
+        side = sides[cell["lang"]]
+        linked = linked_texts(plan, side)
+        items.append(
+            {
+                "run": str(context.run.path),
+                "words": plan.grid.words.model_dump(),
+                "text": asdict(plan.texts[side.language]),
+                "linked": linked and linked._asdict() | {"texts": [asdict(text) for text in linked.texts]},
+                "folder": f"{NAME}/{cell.path}",
+            }
+        )
     context.map_cells(work, left, items)
 
 
 def work(item: Item) -> Receipt:
     """Reads one language and writes its sentences and chosen occurrences, walking through the text without holding it."""
     started = time.perf_counter()
-    text = Text(**item["text"])
-    language = text.language
-    sentences, dropped, chosen = choose_words(text, Words(**item["words"]))
+    text, linked = Text(**item["text"]), None
+    if item["linked"]:
+        linked = Linked(**item["linked"] | {"texts": tuple(Text(**of_pair) for of_pair in item["linked"]["texts"])})
+    sentences, dropped, chosen = choose_words(text, Words(**item["words"]), linked)
     if not len(chosen):
-        raise InputError(
-            f"{text.path}: no word of language {language} is kept; loosen words.min_words … words.del_freq"
-        )
-    run, folder = RunDir(item["run"]), f"corpus/lang={language}"
+        where, what = (linked.file, "link") if linked else (text.path, f"word of language {text.language}")
+        raise InputError(f"{where}: no {what} is kept; loosen words.min_words … words.del_freq")
+    run, folder = RunDir(item["run"]), item["folder"]
     tables = {
         f"{folder}/sentences.parquet": (arrow_schema("sentences"), _sentence_rows(sentences, dropped)),
         f"{folder}/occurrences.parquet": (arrow_schema("occurrences"), _occurrence_rows(sentences, chosen)),
@@ -112,16 +129,55 @@ class Chosen(NamedTuple):
     places: Places
 
 
-def choose_words(text: Text, words: Words) -> Chosen:
-    """Keeps sentences by length and chooses the word occurrences, holding no more of the text than its types.
+class Linked(NamedTuple):
+    """The word alignment of a pair.
+
+    Attributes:
+        texts: Those of the pair, in grid order.
+        file: Its Pharaoh file.
+        inverted: Whether the links are written from the second text to the first.
+    """
+
+    texts: tuple[Text, ...]
+    file: str
+    inverted: bool
+
+
+def linked_texts(plan: Plan, side: Side) -> Linked | None:
+    """The alignment by which the words of a side are chosen; None where they are chosen by language."""
+    if side.pair not in plan.alignments:
+        return None
+    file, inverted = plan.alignments[side.pair]
+    return Linked(tuple(plan.texts[language] for language in side.pair), str(file), inverted)
+
+
+def choose_words(text: Text, words: Words, linked: Linked | None = None) -> Chosen:
+    """Keeps sentences by length and chooses the word occurrences.
+
+    Of one text no more than its types are held; those of a pair are held whole, with their links.
+
+    Args:
+        text: The text.
+        words: What is kept.
+        linked: Chooses the words that links kept in the text's pair lead to; of sentences that are kept in both languages.
 
     Raises:
-        InputError: The text cannot be read.
+        InputError: The text or the alignment cannot be read, or the alignment is not that of the texts.
     """
     sentences = Sentences(text)
-    dropped = length_filter(sentences, min_words=words.min_words, max_words=words.max_words)
+    limits = {"min_words": words.min_words, "max_words": words.max_words}
+    dropped = length_filter(sentences, **limits)
     settings = {name: getattr(words, name) for name in ("min_freq", "max_freq", "del_freq", "select")}
-    return Chosen(sentences, dropped, choose(sentences, [not reason for reason in dropped], **settings))
+    if linked is None:
+        return Chosen(sentences, dropped, choose(sentences, [not reason for reason in dropped], **settings))
+    first, second = (list(Sentences(of_pair)) for of_pair in linked.texts)
+    reasons = zip(length_filter(first, **limits), length_filter(second, **limits), strict=True)
+    if linked.inverted:
+        links = [[(a, b) for b, a in of_line] for of_line in read_pharaoh(linked.file, second, first).links]
+    else:
+        links = read_pharaoh(linked.file, first, second).links
+    places = choose_pairwise(first, second, links, [not any(both) for both in reasons], **settings)
+    return Chosen(sentences, dropped, places[linked.texts.index(text)])
 
 
 def _digest(line: str) -> int:

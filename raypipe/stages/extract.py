@@ -1,8 +1,8 @@
 """Stage extract: states of every layer of every checkpoint, all layers from one forward.
 
-One cell per (model, revision, component, variant, language) for the words, and on request one for the sentences and one for the
-neurons, filled from the same forward. A cell's sentences are cut into shards before the run, so that the bytes written do not
-depend on the number of workers.
+One cell per (model, revision, component, variant, side) for the words, and on request one for the sentences and one for the
+neurons, filled from the same forward; a side is a language, or a language within a pair (`en~en-de`). A cell's sentences are cut
+into shards before the run, so that the bytes written do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from raypipe.errors import GridError
 from raypipe.rundir import Cell
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan
+from raypipe.stages.plan import Plan, Side
 from raypipe.stages.shards import Worker
 
 NAME, VERSION = "extract", 3
@@ -42,7 +42,7 @@ SMALLEST_SHARD = 1024  # points
 
 
 def cells(plan: Plan, corpus: dict[str, Cell], kind: str = WORDS) -> list[Cell]:
-    """One cell per checkpoint, component and language; `corpus` are the corpus cells by language.
+    """One cell per checkpoint, component and side; `corpus` are the corpus cells by side.
 
     Raises:
         GridError: Neurons are asked for of layer 0 alone.
@@ -67,11 +67,20 @@ def cells(plan: Plan, corpus: dict[str, Cell], kind: str = WORDS) -> list[Cell]:
             if not layers:
                 raise GridError("states.also: layer 0 has no neurons; add a layer from 1 on, or leave neurons out")
         weights = plan.weights[checkpoint.model, checkpoint.revision]
-        for language in plan.grid.languages:
-            inputs = {"model weights": weights, f"corpus of {language}": corpus[language].fingerprint}
+        for side in plan.sides(checkpoint.model, component):
+            texts = [plan.corpus_of(side), *_source(plan, side, checkpoint.model, component)]
+            inputs = {f"corpus of {text.language}": corpus[text.name].fingerprint for text in texts}
+            inputs["model weights"] = weights
             axes = {"layers": layers}
-            made.append(Cell(STAGE_OF[kind], (*key, ("lang", language)), fields, inputs, axes, grows=True))
+            made.append(Cell(STAGE_OF[kind], (*key, ("lang", side.name)), fields, inputs, axes, grows=True))
     return made
+
+
+def _source(plan: Plan, side: Side, model: str, component: str) -> list[Side]:
+    """Whose lines the encoder reads beside the words of a side, where it is another language's."""
+    if side.other is None or not plan.reads_pair(model, component):
+        return []
+    return [plan.corpus_of(side._replace(language=side.other))]
 
 
 def shard_points(plan: Plan, model: str, component: str) -> int:
@@ -109,7 +118,7 @@ def cut_shards(sentences: np.ndarray, lines: int, aim: int) -> list[Shard]:
 
 @dataclass
 class _Group:
-    """The open cells of one checkpoint, component and language, which one forward serves.
+    """The open cells of one checkpoint, component and side, which one forward serves.
 
     Attributes:
         cells: Kind to cell; all of the same layers, but for layer 0, which has no neurons.
@@ -196,24 +205,30 @@ def _grown(context: Context, cells: dict[str, Cell]) -> dict[str, Cell]:
     }
 
 
+def _side(plan: Plan, cell: Cell) -> Side:
+    return next(side for side in plan.sides(cell["model"], cell["component"]) if side.name == cell["lang"])
+
+
 def _aim(plan: Plan, cell: Cell) -> tuple[str, int]:
-    """What decides a cell's shards: its language and the points that one aims at."""
-    return cell["lang"], shard_points(plan, cell["model"], cell["component"])
+    """What decides a cell's shards: the side whose points it reads and how many one aims at."""
+    return plan.corpus_of(_side(plan, cell)).name, shard_points(plan, cell["model"], cell["component"])
 
 
 def _cut_texts(context: Context, left: list[Cell]) -> dict[tuple[str, int], list[Shard]]:
-    """The shards of every language for every aim; a language's occurrences are read once, and one at a time is held."""
+    """The shards of every side's text for every aim; its occurrences are read once, and one at a time is held."""
     found: dict[tuple[str, int], list[Shard]] = {}
-    for language, aims in groupby(sorted({_aim(context.plan, cell) for cell in left}), itemgetter(0)):
-        place = f"corpus/lang={language}/occurrences.parquet"
+    for side, aims in groupby(sorted({_aim(context.plan, cell) for cell in left}), itemgetter(0)):
+        place = f"corpus/lang={side}/occurrences.parquet"
         sentences = context.run.read_table(place, ["sentence"]).column(0).to_numpy()
-        lines = context.receipt("corpus", f"lang={language}")["lines"]
+        lines = context.receipt("corpus", f"lang={side}")["lines"]
         found |= {aim: cut_shards(sentences, lines, aim[1]) for aim in aims}
     return found
 
 
 def _item(context: Context, group: _Group) -> Item:
     plan, cell = context.plan, next(iter(group.cells.values()))
+    side = _side(plan, cell)
+    source = _source(plan, side, cell["model"], cell["component"])
     checkpoint = next(c for c in plan.checkpoints if (c.model, c.revision) == (cell["model"], cell["revision"]))
     return {
         "run": str(context.run.path),
@@ -226,7 +241,9 @@ def _item(context: Context, group: _Group) -> Item:
         "store": plan.grid.dtype.store,
         "threads": plan.grid.resources.threads,
         "gpus": plan.grid.resources.gpus_per_worker,
-        "language": cell["lang"],
+        "language": side.language,
+        "text": f"corpus/lang={plan.corpus_of(side).name}",
+        "source": {"language": source[0].language, "text": f"corpus/lang={source[0].name}"} if source else None,
         "folders": {kind: f"{FOLDER_OF[kind]}/{cell.path}" for kind in group.cells},
     }
 

@@ -68,6 +68,12 @@ def run(context: Context, left: list[Cell]) -> None:
         source, target = cell["source"], cell["target"]
         item: Item = {"run": str(context.run.path), "source": source, "target": target}
         item |= {"induce": grid.lexicon.induce, "normalise": grid.words.normalise}
+        item["texts"] = [
+            f"corpus/lang={side.name}/sentences.parquet"
+            for language in (source, target)
+            for side in context.plan.corpus_sides()
+            if side.language == language and {source, target} >= set(side.pair or ())
+        ]
         if found := context.plan.lexicon.get((source, target)):
             item |= {"path": str(found[0]), "inverted": found[1], "format": grid.lexicon.format}
             if found[1]:
@@ -80,7 +86,7 @@ def work(item: Item) -> Receipt:
     """Reads one direction's dictionary, or induces it, and writes it ranked."""
     started = time.perf_counter()
     run, source, target = RunDir(item["run"]), item["source"], item["target"]
-    entries, dropped = _induced(run, source, target, item["normalise"]) if item["induce"] else _read(item)
+    entries, dropped = _induced(run, item) if item["induce"] else _read(item)
     rows = [
         {"source_word": s, "target_word": t, "rank": rank, "probability": probability, "count": count}
         for s, ranked in entries.items()
@@ -110,7 +116,7 @@ def _read(item: Item) -> tuple[Ranked, Receipt]:
     return entries, {"dropped_multiword": found.dropped_multiword, "dropped_duplicates": found.dropped_duplicates}
 
 
-def _induced(run: RunDir, source: str, target: str, how: str) -> tuple[Ranked, Receipt]:
+def _induced(run: RunDir, item: Item) -> tuple[Ranked, Receipt]:
     """Counts links of both alignment directions' intersection over the sentences kept in both languages.
 
     Raises:
@@ -122,14 +128,13 @@ def _induced(run: RunDir, source: str, target: str, how: str) -> tuple[Ranked, R
         raise InputError(
             "lexicon.induce: eflomal is not installed; `pip install raypipe[align]` (needs a C compiler)"
         ) from None
-    tables = [
-        run.read_table(f"corpus/lang={language}/sentences.parquet", ["words", "dropped"]).to_pylist()
-        for language in (source, target)
-    ]
+    tables = [run.read_table(place, ["words", "dropped"]).to_pylist() for place in item["texts"]]
     pairs = [(a["words"], b["words"]) for a, b in zip(*tables, strict=True) if not a["dropped"] and not b["dropped"]]
     if not pairs:
-        raise InputError(f"lexicon.induce: no sentence is kept in both {source} and {target}")
-    sides = [[[normalise(word, how) for word in words] for words in side] for side in zip(*pairs, strict=True)]
+        raise InputError(f"lexicon.induce: no sentence is kept in both {item['source']} and {item['target']}")
+    sides = [
+        [[normalise(word, item["normalise"]) for word in words] for words in side] for side in zip(*pairs, strict=True)
+    ]
     with TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("forward", "reverse")]
         lines = [[" ".join(words) + "\n" for words in side] for side in sides]

@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from raypipe import toy
 from raypipe.errors import GridError, InputError
-from raypipe.grid import Grid, Model
+from raypipe.grid import LONGEST_SCOPE, Grid, Model
 from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, fingerprint, pinned
 from raypipe.stages.text import Text, hub_revision
 
 Direction = tuple[str, str]
+
+
+class Side(NamedTuple):
+    """Whose points and states are kept together: a language, or a language within a pair of the grid.
+
+    Attributes:
+        language: Its code.
+        pair: The pair, in grid order; None where a language has the same points and states in all its pairs.
+    """
+
+    language: str
+    pair: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """In folders: `en`, or `en~en-de`."""
+        return f"{self.language}~{'-'.join(self.pair)}" if self.pair else self.language
+
+    @property
+    def other(self) -> str | None:
+        """The pair's other language."""
+        return next((language for language in self.pair or () if language != self.language), None)
+
+
+def language_of(side: str) -> str:
+    """The language of a side's name."""
+    return side.partition("~")[0]
+
+
+def joint(sides: Iterable[Side]) -> tuple[Side, ...]:
+    """The sides of a joint scope in the order of its name."""
+    return tuple(sorted(sides, key=lambda side: side.name))
+
+
+def scope_name(sides: Iterable[Side]) -> str:
+    """A scope's name in folders: `de`, `de+en`, `de~en-de+en~en-de`."""
+    return "+".join(side.name for side in sides)
 
 
 @dataclass(frozen=True)
@@ -28,6 +66,7 @@ class Plan:
         texts: Per language, its text.
         corpus: Per language, the fingerprint of its text.
         lexicon: Per direction, (file, inverted): the file of the direction, of the other one, or None where neither is there.
+        alignments: With `words.filter: pairwise` per pair the (file, inverted) of its links.
     """
 
     grid: Grid
@@ -38,6 +77,7 @@ class Plan:
     texts: dict[str, Text]
     corpus: dict[str, str]
     lexicon: dict[Direction, tuple[Path, bool] | None]
+    alignments: dict[tuple[str, ...], tuple[Path, bool]]
 
     @property
     def variant(self) -> str:
@@ -45,7 +85,8 @@ class Plan:
         words, states = self.grid.words, self.grid.states
         names: list[str] = [words.pooling] if words.pooling != "last" else []
         names += ["predict"] if states.decoder == "predict" else []
-        names += ["empty"] if states.source == "empty" else []
+        names += [states.source] if states.source != "copy" else []
+        names += ["pairwise"] if self.pairwise else []
         names += [] if states.final_norm else ["raw"]
         return "v-" + ("-".join(names) or "default")
 
@@ -59,6 +100,42 @@ class Plan:
                 value = value[part]
             found[name] = value
         return found
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether words become points by the links of a pair."""
+        return self.grid.words.filter == "pairwise"
+
+    def reads_pair(self, model: str, component: str) -> bool:
+        """Whether the words of a component are read beside the line of a pair's other language."""
+        beside = component == "decoder" and "encoder" in self.facts[model].components
+        return beside and self.grid.states.source == "pair"
+
+    def per_pair(self, model: str, component: str) -> bool:
+        """Whether a language has states of its own in each of its pairs."""
+        return self.pairwise or self.reads_pair(model, component)
+
+    def corpus_sides(self) -> list[Side]:
+        """The sides whose points are chosen, in grid order."""
+        return self._sides(self.pairwise)
+
+    def sides(self, model: str, component: str) -> list[Side]:
+        """The sides whose states a component has, in grid order."""
+        return self._sides(self.per_pair(model, component))
+
+    def sides_of(self, group: tuple[str, ...], model: str, component: str) -> list[Side]:
+        """The sides of a component that are compared for a pair, or for the joint scope of all languages, in the group's order."""
+        pair = group if self.per_pair(model, component) else None
+        return [Side(language, pair) for language in group]
+
+    def corpus_of(self, side: Side) -> Side:
+        """The side whose points a component's side has."""
+        return side if self.pairwise else Side(side.language)
+
+    def _sides(self, per_pair: bool) -> list[Side]:
+        if not per_pair:
+            return [Side(language) for language in self.grid.languages]
+        return [Side(language, pair) for pair in self.grid.language_pairs() for language in pair]
 
     def cells_of_models(self) -> list[tuple[Checkpoint, str]]:
         """Every (checkpoint, component), in grid order."""
@@ -75,8 +152,8 @@ def make_plan(grid: Grid) -> Plan:
 
     Raises:
         ModelError: A model or revision is missing.
-        InputError: The text of a language is missing, empty or broken, or the languages differ in length.
-        GridError: A layer is outside a model.
+        InputError: The text of a language is missing, empty or broken, the languages differ in length, or a pair has no alignment.
+        GridError: A layer is outside a model, or languages have codes that folders of pairs cannot hold.
     """
     found: list[Checkpoint] = []
     sizes: dict[str, ModelFacts] = {}
@@ -90,7 +167,11 @@ def make_plan(grid: Grid) -> Plan:
             layers[model.name, part] = grid.layer_ids(sizes[model.name].layers_of[part], model.name)
         weights |= {(c.model, c.revision): fingerprint(c) for c in of_model}
     texts = _texts(grid)
-    return Plan(grid, tuple(found), sizes, layers, weights, texts, _corpus(grid, texts), _lexicon(grid))
+    alignments = _alignments(grid)
+    corpus, lexicon = _corpus(grid, texts), _lexicon(grid)
+    plan = Plan(grid, tuple(found), sizes, layers, weights, texts, corpus, lexicon, alignments)
+    _check_names(plan)
+    return plan
 
 
 def _components(model: Model, size: ModelFacts) -> tuple[str, ...]:
@@ -137,12 +218,48 @@ def _lexicon(grid: Grid) -> dict[Direction, tuple[Path, bool] | None]:
     if grid.lexicon.path is None:
         return {}
     pattern = toy.resolve(grid.lexicon.path)
-    found: dict[Direction, tuple[Path, bool] | None] = {}
-    for source, target in grid.directions():
-        own, other = (
-            Path(pattern.replace("{source}", s).replace("{target}", t)) for s, t in ((source, target), (target, source))
-        )
-        found[source, target] = (own, False) if own.is_file() else (other, True) if other.is_file() else None
+    found = {direction: _of_direction(pattern, direction) for direction in grid.directions()}
     if not any(found.values()):
         raise InputError(f"{grid.lexicon.path}: no file for any of the pairs; check lexicon.path and pairs")
     return found
+
+
+def _alignments(grid: Grid) -> dict[tuple[str, ...], tuple[Path, bool]]:
+    found: dict[tuple[str, ...], tuple[Path, bool]] = {}
+    if grid.words.alignment is None:
+        return found
+    pattern = toy.resolve(grid.words.alignment)
+    for pair in grid.language_pairs():
+        there = _of_direction(pattern, pair)
+        if there is None:
+            raise InputError(
+                f"{pattern}: no file for the pair {'-'.join(pair)}, neither way; check words.alignment and pairs"
+            )
+        found[pair] = there
+    return found
+
+
+def _of_direction(pattern: str, direction: Direction) -> tuple[Path, bool] | None:
+    """(file, inverted): the file of a direction, that of the other one, or None where neither is there."""
+    for inverted, (source, target) in enumerate((direction, direction[::-1])):
+        file = Path(pattern.replace("{source}", source).replace("{target}", target))
+        if file.is_file():
+            return file, bool(inverted)
+    return None
+
+
+def _check_names(plan: Plan) -> None:
+    """Whether each side has a folder of its own, and each joint scope a name that fits one."""
+    named: dict[str, Side] = {}
+    for model, component in plan.layers:
+        for side in plan.sides(model, component):
+            if side != named.setdefault(side.name, side):
+                raise GridError(
+                    f"languages: {side.language} has two pairs that are both written {'-'.join(side.pair or ())}; rename a language"
+                )
+            joined = scope_name(plan.sides_of(side.pair or (), model, component))
+            if len(joined) > LONGEST_SCOPE:
+                raise GridError(
+                    f"languages: the scope {joined[:60]}… of a pair is over {LONGEST_SCOPE} characters, too long for a folder; use "
+                    "shorter codes"
+                )

@@ -26,7 +26,7 @@ from raypipe.science.nulls import summarise
 from raypipe.science.occurrences import normalise
 from raypipe.science.thresholds import AlignThresholds, OverlapThresholds
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan
+from raypipe.stages.plan import Plan, joint, scope_name
 
 NAME, VERSION = "scores", 2
 FIELDS = ("words.normalise", "calign.null_draws", "colap.null_draws", "colap.rule", "colap.scopes")
@@ -51,7 +51,8 @@ def cells(plan: Plan, clustered: list[Cell], lexicons: list[Cell]) -> list[Cell]
         )
         own = {c.path: c.fingerprint for c in clustered if c.key[:4] == state}
         for group in groups(plan.grid):
-            scopes = {*group, "+".join(sorted(group))}
+            sides = plan.sides_of(group, checkpoint.model, component)
+            scopes = {*(side.name for side in sides), scope_name(joint(sides))}
             used = sorted(print_ for path, print_ in own.items() if _scope(path) in scopes)
             used += [c.fingerprint for c in lexicons if {c["source"], c["target"]} <= set(group)]
             axes = {
@@ -97,6 +98,7 @@ def serves(run: RunDir, cell: Cell) -> bool:
 def _item(context: Context, cell: Cell) -> Item:
     plan, group = context.plan, cell["pair"].split("+")
     state = [part for part in cell.path.split("/") if not part.startswith("pair=")]
+    sides = plan.sides_of(tuple(group), cell["model"], cell["component"])
     return {
         "run": str(context.run.path),
         "grid": plan.grid.to_dict(),
@@ -104,6 +106,8 @@ def _item(context: Context, cell: Cell) -> Item:
         "states": "/".join(state),
         "folder": f"scores/parts/{cell.path}",
         "group": group,
+        "scopes": {side.language: side.name for side in sides},
+        "joint": scope_name(joint(sides)),
         "lexicons": [d for d in plan.grid.directions() if plan.grid.lexicon.induce or plan.lexicon[d]],
         "layers": plan.layers[cell["model"], cell["component"]],
     }
@@ -167,8 +171,8 @@ class _Pair:
         self._run = RunDir(item["run"])
         pair = self._group if self._group in self._grid.language_pairs() else ()
         self._directions = [pair, pair[::-1]] if pair else []
-        joint = tuple(sorted(self._group))
-        self._joint = "+".join(joint) if joint in self._grid.joint_scopes() else ""
+        languages = tuple(sorted(self._group))
+        self._joint = "+".join(languages) if languages in self._grid.joint_scopes() else ""
         self._lexicons = {d: self._lexicon(*d) if d in item["lexicons"] else None for d in self._directions}
         calign, colap = self._grid.calign, self._grid.colap
         self._align = [
@@ -186,8 +190,9 @@ class _Pair:
         """Rows of `calign` and `aligned` with the table's name, by layer, k, seed, direction and threshold."""
         needed = self._group if any(self._lexicons.values()) else ()
         for key in self._keys() if self._directions else ():
-            sides = {scope: labels for scope in needed if (labels := self._labels(key, scope))}
-            failed = [scope for scope in sorted(needed) if scope not in sides]
+            scopes = self._item["scopes"]
+            sides = {language: labels for language in needed if (labels := self._labels(key, scopes[language]))}
+            failed = [scopes[language] for language in sorted(needed) if language not in sides]
             prepared = {
                 (source, target): Cooccurrence(
                     sides[source][:2], sides[target][:2], lexicon.ranked, self._grid.calign.translations
@@ -211,11 +216,11 @@ class _Pair:
         for key in self._keys() if self._joint else ():
             named = self._named(key, "component") | {"scope": self._joint, "languages": len(self._group)}
             rows = [named | _overlap_key(t) for t in self._overlap]
-            joint = self._labels(key, self._joint)
-            if joint is None:
-                yield "colap", [_unscored("colap", row, f"input_failed: {self._joint}") for row in rows]
+            labels = self._labels(key, self._item["joint"])
+            if labels is None:
+                yield "colap", [_unscored("colap", row, f"input_failed: {self._item['joint']}") for row in rows]
                 continue
-            overlap, draws = Overlap(*joint, scope=self._group), self._grid.colap.null_draws
+            overlap, draws = Overlap(*labels, scope=self._group), self._grid.colap.null_draws
             permuted = overlap.permuted(draws, key["seed"], self._overlap).T if draws else repeat(None)
             scored = map(partial(_colap_row, overlap), self._overlap, permuted)
             yield "colap", [row | score for row, score in zip(rows, scored, strict=True)]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,17 +26,44 @@ from raypipe.schema import make_table
 from raypipe.stages.context import Item, Receipt
 from raypipe.statefile import state_table
 
+NO_SOURCE = "no_source"  # why a line has no state where the encoder has nothing to read beside it
 CPU_BUDGET, GPU_BUDGET = 1024, 16_384  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
 
 
 @contextmanager
-def naming_lines(language: str, numbers: Sequence[int] | np.ndarray) -> Iterator[None]:
-    """Inside, an InputError that names `sentences[i]` names line numbers[i] + 1 of the language instead."""
+def naming_lines(language: str, numbers: Sequence[int] | np.ndarray, source: str | None = None) -> Iterator[None]:
+    """Inside, an InputError that names `sentences[i]` names line numbers[i] + 1 of the language, and `sources[i]` of the source."""
     try:
         yield
     except InputError as error:
-        found = re.sub(r"sentences\[(\d+)\]", lambda m: f"line {numbers[int(m[1])] + 1} of {language}", str(error))
+        named = {"sentences": language, "sources": source}
+        found = re.sub(
+            r"(sentences|sources)\[(\d+)\]", lambda m: f"line {numbers[int(m[2])] + 1} of {named[m[1]]}", str(error)
+        )
         raise InputError(found) from None
+
+
+class _Lines(NamedTuple):
+    """The lines that a shard asks for, ascending.
+
+    Attributes:
+        numbers: int64 [S], their numbers in the text.
+        words: Per line its words.
+        tokens: Per line those that become points.
+    """
+
+    numbers: np.ndarray
+    words: list[list[str]]
+    tokens: list[list[int]]
+
+    def take(self, places: list[int]) -> _Lines:
+        """The lines at some places among these."""
+        picked = np.array(places, np.int64)
+        return _Lines(self.numbers[picked], [self.words[i] for i in places], [self.tokens[i] for i in places])
+
+    def points(self) -> list[tuple[int, int]]:
+        """The (sentence, token) of each point."""
+        return [(n, token) for n, of_line in zip(self.numbers.tolist(), self.tokens, strict=True) for token in of_line]
 
 
 class Worker:
@@ -49,23 +76,22 @@ class Worker:
     def __call__(self, item: Item) -> Receipt:
         """Reads, forwards and writes one shard; returns a receipt for each kind of state."""
         started = time.perf_counter()
-        run, language, folders = RunDir(item["run"]), item["language"], item["folders"]
+        run, folders = RunDir(item["run"]), item["folders"]
         extractor = self._model(item)
-        numbers, text, tokens = _read(run, item)
-        with naming_lines(language, numbers):
-            encoded = extractor.encode(text, tokens, long_sentences=item["states"]["long_sentences"], language=language)
-        encoded = replace(encoded, sentences=numbers[encoded.sentences])
+        asked = _read(run, item)
+        lines, sources, unread = _with_sources(run, item, asked)
+        encoded = _encode(extractor, item, lines, sources)
         batches = _batches(encoded, GPU_BUDGET if item["gpus"] else CPU_BUDGET)
         states = extractor.run(encoded, batches, item["store"])
         receipts: Receipt = {}
-        if "words" in folders and any(tokens):
-            lost = [lost._replace(sentence=int(numbers[lost.sentence])) for lost in encoded.lost]
-            asked = [(int(number), token) for number, of_line in zip(numbers, tokens, strict=True) for token in of_line]
+        if "words" in folders and any(asked.tokens):
+            lost = [(int(lines.numbers[word.sentence]), word.token, str(word.why)) for word in encoded.lost]
+            lost += [(*point, NO_SOURCE) for point in unread.points()]
             got = list(zip(encoded.sentence.tolist(), encoded.token.tolist(), strict=True))
-            check_rows(asked, got, [(word.sentence, word.token) for word in lost])
+            check_rows(asked.points(), got, [place[:2] for place in lost])
             points = {"sentence": encoded.sentence, "token": encoded.token, "word": encoded.words}
-            lines = dict(zip(numbers.tolist(), text, strict=True))
-            away = [word._asdict() | {"word": lines[word.sentence][word.token]} for word in lost]
+            words = dict(zip(asked.numbers.tolist(), asked.words, strict=True))
+            away = [{"sentence": n, "token": t, "word": words[n][t], "why": why} for n, t, why in sorted(lost)]
             receipts["words"] = _write(run, item, "words", points, item["layers"], states.words, away)
             receipts["words"] |= _counts(encoded, batches, extractor.tokenizer.unk_token_id)
         for kind, layers, of_kind in (
@@ -73,8 +99,10 @@ class Worker:
             ("neurons", getattr(extractor, "neuron_layers", ()), states.neurons),
         ):
             if kind in folders:
-                away = [line._asdict() | {"sentence": int(numbers[line.sentence])} for line in encoded.lost_sentences]
-                check_rows(numbers.tolist(), states.sentence.tolist(), [line["sentence"] for line in away])
+                gone = [(int(lines.numbers[line.sentence]), str(line.why)) for line in encoded.lost_sentences]
+                gone += [(number, NO_SOURCE) for number in unread.numbers.tolist()]
+                check_rows(asked.numbers.tolist(), states.sentence.tolist(), [number for number, _ in gone])
+                away = [{"sentence": number, "why": why} for number, why in sorted(gone)]
                 receipts[kind] = _write(run, item, kind, {"sentence": states.sentence}, layers, of_kind, away)
         for receipt in receipts.values():
             receipt["seconds"] = (time.perf_counter() - started) / len(receipts)
@@ -124,12 +152,9 @@ def _device(gpus: float) -> str:
     return "cuda"
 
 
-def _read(run: RunDir, item: Item) -> tuple[np.ndarray, list[list[str]], list[list[int]]]:
-    """The lines to forward, ascending, their words, and the tokens of each that become points.
-
-    Without sentence or neuron states only lines that hold a point are forwarded, else all that the length filter kept.
-    """
-    place, first, last = f"corpus/lang={item['language']}", item["first"], item["last"]
+def _read(run: RunDir, item: Item) -> _Lines:
+    """The lines that states are asked of: without sentence or neuron states those that hold a point, else all kept ones."""
+    place, first, last = item["text"], item["first"], item["last"]
     lines = run.read_rows(f"{place}/sentences.parquet", first, last, ["words", "dropped"])
     points = run.read_rows(f"{place}/occurrences.parquet", item["start"], item["stop"], ["sentence", "token"])
     tokens: list[list[int]] = [[] for _ in range(last - first)]
@@ -140,14 +165,43 @@ def _read(run: RunDir, item: Item) -> tuple[np.ndarray, list[list[str]], list[li
     else:
         chosen = np.array([i for i, why in enumerate(lines.column("dropped").to_pylist()) if not why], np.int64)
     text = lines.column("words").take(pa.array(chosen)).to_pylist()
-    return chosen + first, text, [tokens[i] for i in chosen]
+    return _Lines(chosen + first, text, [tokens[i] for i in chosen])
+
+
+def _with_sources(run: RunDir, item: Item, asked: _Lines) -> tuple[_Lines, list[list[str]] | None, _Lines]:
+    """The lines to forward, what the encoder reads beside each, and the lines for which the length filter left it nothing."""
+    if item["source"] is None:
+        return asked, None, asked.take([])
+    place = f"{item['source']['text']}/sentences.parquet"
+    rows = run.read_rows(place, item["first"], item["last"], ["words", "dropped"])
+    rows = rows.take(pa.array(asked.numbers - item["first"]))
+    reasons, words = rows.column("dropped").to_pylist(), rows.column("words").to_pylist()
+    read = [i for i, why in enumerate(reasons) if not why]
+    return asked.take(read), [words[i] for i in read], asked.take([i for i, why in enumerate(reasons) if why])
+
+
+def _encode(extractor: Any, item: Item, lines: _Lines, sources: list[list[str]] | None) -> Encoded:
+    """The lines as pieces, by their numbers in the text."""
+    language, source = item["language"], item["source"] and item["source"]["language"]
+    with naming_lines(language, lines.numbers, source):
+        encoded: Encoded = extractor.encode(
+            lines.words,
+            lines.tokens,
+            long_sentences=item["states"]["long_sentences"],
+            language=language,
+            sources=sources,
+            source_language=source,
+        )
+    return replace(encoded, sentences=lines.numbers[encoded.sentences])
 
 
 def _batches(encoded: Encoded, budget: int) -> list[np.ndarray]:
-    """Rows that hold words in batches of their own, then the others."""
+    """Rows that hold words in batches of their own, then the others; a row is as long as the longer of its two texts."""
     holds = np.zeros(len(encoded.ids), bool)
     holds[encoded.row] = True
     lengths = encoded.lengths
+    if encoded.source is not None:
+        lengths = np.where(lengths, np.maximum(lengths, list(map(len, encoded.source))), 0)
     return [
         batch
         for rows in (holds, ~holds)

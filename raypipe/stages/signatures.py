@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe.rundir import Cell
+from raypipe.stages.plan import language_of
 
 Finding = dict[str, Any]
 Done = Mapping[str, Sequence[tuple[Cell, Mapping[str, Any]]]]
@@ -85,11 +86,11 @@ def _state(named: Cell | Mapping[str, Any]) -> str:
 
 
 def _imbalanced(done: Done) -> list[Case]:
-    """Joint scopes in which a language has few points."""
+    """Joint scopes in which a language has few points; those of a side are its language's where all pairs have the same."""
     points = {cell["lang"]: receipt["points"] for cell, receipt in done["corpus"]}
     cases: list[Case] = []
     for scope in sorted({cell["scope"] for cell, _ in done["concepts"] if "+" in cell["scope"]}):
-        sizes = {language: points.get(language, 0) for language in scope.split("+")}
+        sizes = {side: points.get(side, points.get(language_of(side), 0)) for side in scope.split("+")}
         least = min(sizes, key=lambda language: sizes[language])
         share = sizes[least] * len(sizes) / max(sum(sizes.values()), 1)
         if share < 0.8:

@@ -1,0 +1,87 @@
+"""Do two clusterings of the same points find the same concepts: adjusted Rand, adjusted mutual information, Jaccard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from raypipe.errors import InputError
+from raypipe.science.incidence import IntArray, distinct
+from raypipe.science.intervals import Estimate, FloatArray, Sampling, estimate
+
+
+class Agreement(NamedTuple):
+    """Adjusted Rand index and adjusted mutual information (mean of both entropies); both 0 by chance, 1 when equal."""
+
+    ari: float
+    ami: float
+
+
+def agreement(a: ArrayLike, b: ArrayLike) -> Agreement:
+    """ARI and AMI of two labelings of the same points, integers [n] each, by scikit-learn.
+
+    Raises:
+        InputError: The labelings are empty, not integers or of different lengths.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+
+    first, second = _labelings(a, b)
+    return Agreement(float(adjusted_rand_score(first, second)), float(adjusted_mutual_info_score(first, second)))
+
+
+def best_jaccard(a: ArrayLike, b: ArrayLike) -> FloatArray:
+    """Per concept of `a`, ascending, its largest points-in-common / points-of-either with a concept of `b`; [concepts].
+
+    Raises:
+        InputError: The labelings are empty, not integers or of different lengths.
+    """
+    (_, first), (_, second) = (np.unique(side, return_inverse=True) for side in _labelings(a, b))
+    width = int(second.max()) + 1
+    keys = np.sort(first * width + second)
+    cells = distinct(keys)
+    row, column = np.divmod(cells, width)
+    common = np.diff(np.append(np.searchsorted(keys, cells), len(keys)))
+    shares = common / (np.bincount(first)[row] + np.bincount(second)[column] - common)
+    return np.asarray(np.maximum.reduceat(shares, np.searchsorted(row, np.arange(row[-1] + 1))))
+
+
+def stability(reference: ArrayLike, others: Sequence[ArrayLike], sampling: Sampling) -> Estimate:
+    """Mean over concepts of the matched-concept Jaccard with other seeds' clusterings of the same points.
+
+    A concept's own figure is the mean over `others` of `best_jaccard`. The null permutes the labels of the others, which
+    keeps their sizes. concept_metrics.md section 6, E5.
+
+    Args:
+        reference: The clustering whose concepts are asked about, integers [n].
+        others: The clusterings to compare with, integers [n] each.
+        sampling: The draws; the bootstrap is over concepts.
+
+    Raises:
+        InputError: There is no other clustering, or labelings are empty, not integers or of different lengths.
+    """
+    if not others:
+        raise InputError("stability: no other clustering; expected at least one more seed")
+    pairs = [_labelings(reference, other) for other in others]
+    own = np.mean([best_jaccard(a, b) for a, b in pairs], axis=0)
+    nulls = [
+        np.mean([best_jaccard(a, b[order]).mean() for a, b in pairs]) for order in sampling.orders(len(pairs[0][0]))
+    ]
+    concepts = len(own)
+    return estimate(own.mean(), sampling.counts(concepts) @ own / concepts, nulls, chance=None, items=concepts)
+
+
+def _labelings(a: ArrayLike, b: ArrayLike) -> tuple[IntArray, IntArray]:
+    first, second = np.asarray(a), np.asarray(b)
+    if (
+        first.ndim != 1
+        or not first.size
+        or first.shape != second.shape
+        or {first.dtype.kind, second.dtype.kind} - set("iu")
+    ):
+        raise InputError(
+            f"agreement: labels {first.dtype} {first.shape} and {second.dtype} {second.shape}; expected integers of one length"
+        )
+    return first.astype(np.int64), second.astype(np.int64)

@@ -1,0 +1,146 @@
+"""How sure a figure is: random draws, the summary that every measure returns, and the order's robustness to thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from raypipe.errors import InputError
+from raypipe.science.incidence import IntArray
+from raypipe.science.nulls import NullSummary, generators, summarise
+
+FloatArray = NDArray[np.float64]
+
+PERMUTATIONS = 200  # concept_patching.md section 10
+RESAMPLES = 1000
+LEVEL = 0.95  # of every interval: percentiles of the bootstrap
+
+
+class Sampling(NamedTuple):
+    """How many random draws a measure makes; each draw is seeded by (seed, draw) alone.
+
+    Attributes:
+        permutations: Draws of the null, at least 1.
+        resamples: Draws of the bootstrap, at least 1.
+        seed: Seed of both, at least 0.
+    """
+
+    permutations: int = PERMUTATIONS
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+    def counts(self, *strata: int) -> FloatArray:
+        """How often each item is in each bootstrap sample, [resamples, items]; every stratum keeps its size."""
+        return np.stack(
+            [
+                np.concatenate([np.bincount(draw.integers(n, size=n), minlength=n) for n in strata])
+                for draw in generators(self.resamples, self.seed)
+            ]
+        ).astype(np.float64)
+
+    def orders(self, items: int) -> Iterator[IntArray]:
+        """The permutations of `items` rows, each int64 [items]: row i is given the place of row order[i]."""
+        return (draw.permutation(items) for draw in generators(self.permutations, self.seed))
+
+
+class Estimate(NamedTuple):
+    """One figure beside its interval and its null; None where the formula is not defined.
+
+    Attributes:
+        value: The measure.
+        lo: Lower end of the bootstrap interval at `LEVEL`; None also when a resample has no value.
+        hi: Its upper end.
+        chance: What the formula expects without any relation; None where no formula gives it.
+        null: Mean, standard deviation, maximum and p of the permutation draws.
+        null_p95: Their 95th percentile.
+        items: What was resampled: sentences, words, pairs or concepts.
+        left_out: Columns, classes or labels for which the formula is not defined.
+    """
+
+    value: float | None
+    lo: float | None
+    hi: float | None
+    chance: float | None
+    null: NullSummary | None
+    null_p95: float | None
+    items: int
+    left_out: int
+
+
+def estimate(
+    value: float, boots: ArrayLike, nulls: ArrayLike, *, chance: float | None, items: int, left_out: int = 0
+) -> Estimate:
+    """The summary of a value, its bootstrap draws [resamples] and its null draws [permutations]; NaN = undefined."""
+    if not np.isfinite(value):
+        return Estimate(None, None, None, chance, None, None, items, left_out)
+    p95 = float(np.quantile(np.asarray(nulls), 0.95))
+    return Estimate(float(value), *percentiles(boots), chance, summarise(value, nulls), p95, items, left_out)
+
+
+def percentiles(boots: ArrayLike) -> tuple[float | None, float | None]:
+    """Both ends of the interval at `LEVEL`; (None, None) when a draw is undefined, for dropping it would narrow it."""
+    draws = np.asarray(boots, np.float64)
+    if not np.isfinite(draws).all():
+        return None, None
+    lo, hi = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(lo), float(hi)
+
+
+def mean_interval(
+    values: ArrayLike, sampling: Sampling, per: ArrayLike | None = None
+) -> tuple[float | None, float | None]:
+    """Bootstrap interval of a mean over items, or of a share sum(values) / sum(per), such as aligned / eligible.
+
+    Args:
+        values: One number per item (concept, sentence), [n].
+        sampling: The draws.
+        per: The denominator's number per item, [n]; ones when None.
+
+    Raises:
+        InputError: There are no items, or `per` is of another shape.
+    """
+    over = np.asarray(values, np.float64)
+    under = np.ones_like(over) if per is None else np.asarray(per, np.float64)
+    if over.ndim != 1 or not over.size or over.shape != under.shape:
+        raise InputError(f"interval: values {over.shape} over {under.shape}; expected two equal lengths of at least 1")
+    counts = sampling.counts(over.size)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return percentiles(counts @ over / (counts @ under))
+
+
+def rank_agreement(scores: ArrayLike, default: int) -> FloatArray:
+    """Kendall's tau-b between the order of the cells at each threshold and at the default's.
+
+    Args:
+        scores: Scores, [thresholds, cells]; a cell is one (layer, pair).
+        default: Row of the default threshold.
+
+    Returns:
+        tau-b, [thresholds]; exactly 1 where the order and its ties are the same, NaN where all cells are equal.
+
+    Raises:
+        InputError: A score is missing (NaN).
+    """
+    from scipy.stats import kendalltau, rankdata
+
+    rows = np.asarray(scores, np.float64)
+    if not np.isfinite(rows).all():
+        raise InputError("rank agreement: a score is missing; expected one per threshold and cell")
+    ranks = rankdata(rows, method="dense", axis=1)
+    taus = np.full(len(rows), np.nan)
+    for i in np.flatnonzero(ranks.max(axis=1) > 1):
+        same = np.array_equal(ranks[i], ranks[default])
+        taus[i] = 1.0 if same else kendalltau(ranks[i], ranks[default]).statistic
+    return taus
+
+
+def robust_range(taus: ArrayLike, default: int, least: float = 1.0) -> tuple[int, int]:
+    """First and last threshold of the unbroken run around the default whose tau is at least `least` (1, or 0.9)."""
+    holds = np.asarray(taus, np.float64) >= least
+    below, above = np.flatnonzero(~holds[:default]), np.flatnonzero(~holds[default + 1 :])
+    first = int(below[-1]) + 1 if below.size else 0
+    last = default + int(above[0]) if above.size else len(holds) - 1
+    return first, last

@@ -1,0 +1,184 @@
+"""What states tell beside likeness: language, false friends, meaning in context, structure of the word classes.
+
+Definitions: concept_patching.md section 10; everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from raypipe.errors import InputError
+from raypipe.science.intervals import Estimate, FloatArray, Sampling, estimate
+from raypipe.science.nulls import generators
+from raypipe.science.similarity import DIGITS, blocks, same_width, states, unit
+
+FOLDS = 5
+MIN_CLASSES = 8  # word classes that structural RSA needs
+_DRAWS = 32  # resampled class means held at once
+
+
+def language_probe(x: NDArray[Any], sampling: Sampling) -> Estimate:
+    """Accuracy of a multinomial logistic regression that tells the language of a sentence, in 5 folds.
+
+    Items are split, so that translations stay in one fold; columns are standardised on the other folds; ridge penalty
+    C = 1. The chance level is 1 / L; the null permutes the languages within each item. Every null draw fits 5 models.
+    Low accuracy does not by itself mean shared meaning. arXiv 2506.01629.
+
+    Args:
+        x: Sentence states, [L, n, d]: L languages, n items, row i of each language the same sentence.
+        sampling: The draws; the bootstrap is over items, with the models as they are. The seed also splits the items.
+
+    Raises:
+        InputError: Fewer than 2 languages or 5 items, or a state that is not finite.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    if x.ndim != 3 or len(x) < 2 or x.shape[1] < FOLDS or not np.isfinite(x).all():
+        raise InputError(
+            f"language probe: states of shape {x.shape}; expected finite ones of 2 or more languages, {FOLDS} or more items"
+        )
+    languages, n, width = x.shape
+    x = x.astype(np.float64)
+    draws = generators(sampling.permutations, sampling.seed)
+    truth = np.repeat(np.arange(languages)[:, None], n, axis=1)
+    labels = [truth, *(draw.permuted(truth, axis=0) for draw in draws)]
+    fold = generators(1, sampling.seed)[0].permutation(n) % FOLDS
+    correct = np.zeros((len(labels), n))  # share of an item's languages that are told rightly
+    for held in range(FOLDS):
+        test = fold == held
+        scaler = StandardScaler().fit(x[:, ~test].reshape(-1, width))
+        train_x, test_x = (scaler.transform(x[:, part].reshape(-1, width)) for part in (~test, test))
+        for i, label in enumerate(labels):
+            model = LogisticRegression(max_iter=1000).fit(train_x, label[:, ~test].ravel())
+            correct[i, test] = (model.predict(test_x) == label[:, test].ravel()).reshape(languages, -1).mean(axis=0)
+    value, *nulls = correct.mean(axis=1)
+    return estimate(value, sampling.counts(n) @ correct[0] / n, nulls, chance=1 / languages, items=n)
+
+
+def false_friend_margin(x: NDArray[Any], y: NDArray[Any], same: ArrayLike, sampling: Sampling) -> Estimate:
+    """Mean cos(X_i, Y_i) of shared forms with the same concept minus that of those with different concepts.
+
+    The chance level is 0, and the value is 0 at the input embedding by construction. The null permutes `same`.
+
+    Args:
+        x: Vectors of the forms in one language, [n, d].
+        y: Vectors of the same forms in the other language, [n, d].
+        same: Whether the form means the same concept in both, bool [n].
+        sampling: The draws; forms are resampled within each kind, so that neither is ever empty.
+
+    Raises:
+        InputError: See `similarity.paired`; equal widths, and forms of both kinds.
+    """
+
+    def margin(cosines: FloatArray, alike: FloatArray, apart: FloatArray) -> FloatArray:
+        return np.asarray(alike @ cosines / alike.sum(axis=1) - apart @ cosines / apart.sum(axis=1))
+
+    return _two_kinds("false-friend margin", margin, x, y, same, 0.0, sampling)
+
+
+def meaning_auc(x: NDArray[Any], y: NDArray[Any], same: ArrayLike, sampling: Sampling) -> Estimate:
+    """Area under the ROC curve of cos(X_i, Y_i) for the same against different meaning in context; AM2iCo.
+
+    Equal cosines count one half. The chance level is 0.5; the null permutes `same`. arXiv 2104.08639.
+
+    Args:
+        x: Vectors of the first marked word, [n, d].
+        y: Vectors of the second marked word, [n, d].
+        same: Whether both words mean the same, bool [n].
+        sampling: The draws; pairs are resampled within each kind.
+
+    Raises:
+        InputError: See `similarity.paired`; equal widths, and pairs of both kinds.
+    """
+
+    def area(cosines: FloatArray, alike: FloatArray, apart: FloatArray) -> FloatArray:
+        order = np.argsort(cosines, kind="stable")
+        starts = np.flatnonzero(np.diff(cosines[order], prepend=-np.inf) > 0)
+        ups, downs = (np.add.reduceat(kind[:, order], starts, axis=1) for kind in (alike, apart))
+        below = np.cumsum(downs, axis=1) - downs / 2
+        return np.asarray(np.sum(ups * below, axis=1) / (ups.sum(axis=1) * downs.sum(axis=1)))
+
+    return _two_kinds("AM2iCo AUC", area, x, y, same, 0.5, sampling)
+
+
+def _two_kinds(
+    measure: str,
+    statistic: Callable[[FloatArray, FloatArray, FloatArray], FloatArray],
+    x: NDArray[Any],
+    y: NDArray[Any],
+    same: ArrayLike,
+    chance: float,
+    sampling: Sampling,
+) -> Estimate:
+    """The estimate of statistic(cosines [n], counts of each kind [draws, n] twice) -> [draws]."""
+    a, b = (unit(side) for side in same_width(measure, x, y, 2))
+    kind = np.asarray(same, np.bool_)
+    n, alike = len(a), int(np.count_nonzero(kind))
+    if kind.shape != (n,) or not 0 < alike < n:
+        raise InputError(
+            f"{measure}: {n} items, marks of shape {kind.shape}, {alike} of the same kind; expected a mark per item, and both kinds"
+        )
+    cosines = np.round(np.einsum("ij,ij->i", a, b), DIGITS)  # copies are equal whatever their rounding
+    counts = np.empty((sampling.resamples, n))
+    counts[:, np.concatenate([np.flatnonzero(kind), np.flatnonzero(~kind)])] = sampling.counts(alike, n - alike)
+    boots = statistic(cosines, counts * kind, counts * ~kind)
+    kinds = np.stack([kind, *(kind[order] for order in sampling.orders(n))]).astype(np.float64)
+    value, *nulls = statistic(cosines, kinds, 1 - kinds)
+    return estimate(value, boots, nulls, chance=chance, items=n)
+
+
+def structural_rsa(
+    x: NDArray[Any], classes_x: Sequence[str], y: NDArray[Any], classes_y: Sequence[str], sampling: Sampling
+) -> Estimate:
+    """Spearman correlation of the Euclidean distances between word classes' mean vectors in two languages.
+
+    Classes that only one language has are left out and counted. The chance level is 0; the null permutes the classes
+    of one side. None when all distances of a side are equal. After arXiv 2310.12794.
+
+    Args:
+        x: Word vectors of one language, [n, d].
+        classes_x: Their syntactic classes, n strings.
+        y: Word vectors of the other language, [m, e].
+        classes_y: Their classes, m strings.
+        sampling: The draws; words are resampled within each class of each language.
+
+    Raises:
+        InputError: One class per row is missing, a state is not finite, or fewer than 8 classes are common.
+    """
+    from scipy.stats import rankdata
+
+    common = sorted(set(classes_x) & set(classes_y))
+    if len(common) < MIN_CLASSES:
+        raise InputError(
+            f"structural RSA: {len(common)} word classes in both languages; at least {MIN_CLASSES} are needed"
+        )
+    sides = []
+    for side, classes in ((x, classes_x), (y, classes_y)):
+        rows, index = states("structural RSA", side, len(classes)).astype(np.float64), np.asarray(classes)
+        sides.append([rows[index == name] for name in common])
+    sizes = [len(words) for side in sides for words in side]
+    upper = np.triu_indices(len(common), 1)
+
+    def distances(counts: FloatArray) -> list[FloatArray]:
+        """Distances between the class means of both sides, [draws, classes, classes] each."""
+        parts = iter(np.split(counts, np.cumsum(sizes)[:-1], axis=1))
+        means = [np.stack([next(parts) @ words / len(words) for words in side], axis=1) for side in sides]
+        return [np.linalg.norm(mean[:, :, None] - mean[:, None], axis=-1) for mean in means]
+
+    def spearman(p: FloatArray, q: FloatArray) -> FloatArray:
+        ranks = [rankdata(d[:, upper[0], upper[1]], axis=1) for d in (p, q)]
+        p, q = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
+        scale = np.sqrt(np.sum(p * p, axis=1) * np.sum(q * q, axis=1))
+        return np.asarray(np.divide(np.sum(p * q, axis=1), scale, out=np.full(len(scale), np.nan), where=scale > 0))
+
+    p, q = distances(np.ones((1, sum(sizes))))
+    counts = sampling.counts(*sizes)
+    boots = np.concatenate([spearman(*distances(counts[draws])) for draws in blocks(len(counts), _DRAWS)])
+    nulls = [spearman(p, q[:, order][:, :, order])[0] for order in sampling.orders(len(common))]
+    left_out = len(set(classes_x) ^ set(classes_y))
+    return estimate(spearman(p, q)[0], boots, nulls, chance=0.0, items=sum(sizes), left_out=left_out)

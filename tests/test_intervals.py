@@ -1,0 +1,155 @@
+"""Intervals, the robustness of an order to its threshold, and the agreement of clusterings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+
+from raypipe.errors import GridError, InputError
+from raypipe.science.agreement import agreement, best_jaccard, stability
+from raypipe.science.intervals import (
+    Sampling,
+    estimate,
+    mean_interval,
+    percentiles,
+    rank_agreement,
+    robust_range,
+)
+
+FEW = Sampling(permutations=8, resamples=16, seed=3)
+labelings = st.integers(1, 40).flatmap(
+    lambda n: st.tuples(*(st.lists(st.integers(-3, 6), min_size=n, max_size=n) for _ in range(2)))
+)
+
+
+def test_every_stratum_of_a_resample_keeps_its_size() -> None:
+    counts = FEW.counts(5, 1, 9)
+    assert counts.shape == (16, 15)
+    assert counts.dtype == np.float64
+    assert {tuple(row) for row in np.add.reduceat(counts, [0, 5, 6], axis=1)} == {(5, 1, 9)}
+    assert len(np.unique(counts, axis=0)) == 16
+
+
+def test_an_estimate_by_hand() -> None:
+    # Draws 0..39: percentiles at 2.5 and 97.5 of 39 steps = 0.975 and 38.025. Null 1, 2, 3, 4: mean 2.5, sd
+    # sqrt(5 / 3), p95 at 0.95 x 3 = 2.85 steps = 3.85, p = (1 + 1) / (1 + 4), for one draw is at or above 4.
+    found = estimate(4.0, np.arange(40), [1, 2, 3, 4], chance=0.5, items=7, left_out=2)
+    assert found[:4] == pytest.approx((4, 0.975, 38.025, 0.5))
+    assert found.null == pytest.approx((2.5, math.sqrt(5 / 3), 4, 0.4))
+    assert found[5:] == (pytest.approx(3.85), 7, 2)
+
+
+def test_an_undefined_value_or_resample_is_none() -> None:
+    assert estimate(math.nan, [1], [1], chance=0.0, items=3) == (None, None, None, 0.0, None, None, 3, 0)
+    assert percentiles([1, math.nan, 2]) == (None, None)
+
+
+def test_the_interval_of_a_mean_is_that_of_its_resamples() -> None:
+    aligned, eligible = np.array([1, 0, 0, 1, 1, 0.0]), np.array([1, 1, 0, 1, 1, 1.0])
+    samples = [np.repeat(np.arange(6), count.astype(int)) for count in FEW.counts(6)]
+    means = np.quantile([aligned[s].mean() for s in samples], [0.025, 0.975])
+    shares = np.quantile([aligned[s].sum() / eligible[s].sum() for s in samples], [0.025, 0.975])
+    assert mean_interval(aligned, FEW) == pytest.approx(tuple(means))
+    assert mean_interval(aligned, FEW, eligible) == pytest.approx(tuple(shares))
+    assert mean_interval([1, 0], FEW, [1, 0]) == (None, None)  # some resamples hold no eligible concept
+
+
+def test_the_interval_of_a_mean_has_the_width_of_its_standard_error() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    lo, hi = mean_interval(values, Sampling(resamples=4000))
+    assert lo is not None
+    assert hi is not None
+    assert hi - lo == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
+
+
+def test_intervals_refuse_what_they_cannot_resample() -> None:
+    with pytest.raises(
+        InputError, match=r"^interval: values \(0,\) over \(0,\); expected two equal lengths of at least"
+    ):
+        mean_interval([], FEW)
+    with pytest.raises(InputError, match=r"^interval: values \(2,\) over \(1,\)"):
+        mean_interval([1, 2], FEW, [1])
+    with pytest.raises(GridError, match="draws 0: must be at least 1"):
+        mean_interval([1, 2], FEW._replace(resamples=0))
+
+
+def naive_tau(a: Any, b: Any) -> float:
+    pairs = [(i, j) for i in range(len(a)) for j in range(i)]
+    signs = [(np.sign(a[i] - a[j]), np.sign(b[i] - b[j])) for i, j in pairs]
+    over = sum(p * q for p, q in signs)
+    under = math.sqrt(sum(p * p for p, _ in signs) * sum(q * q for _, q in signs))
+    return over / under if under else math.nan
+
+
+@given(st.integers(2, 9).flatmap(lambda n: st.lists(st.lists(st.integers(0, 4), min_size=n, max_size=n), min_size=2)))
+def test_rank_agreement_is_kendalls_tau_b(rows: list[list[int]]) -> None:
+    scores = np.array(rows) / 10
+    found = rank_agreement(scores, 1)
+    assert found == pytest.approx([naive_tau(row, rows[1]) for row in rows], nan_ok=True)
+    assert all(tau == 1 for tau, row in zip(found, rows, strict=True) if row == rows[1] and len(set(row)) > 1)
+
+
+def test_the_robust_range_by_hand() -> None:
+    # Cells a < b < c at the default (row 2). Row 1 keeps the order, row 0 swaps one pair of three: (2 - 1) / 3. Row 3
+    # keeps it, row 4 is constant, row 5 keeps it but lies beyond the break.
+    scores = [[0.2, 0.1, 0.3], [0, 0.5, 0.9], [0.1, 0.2, 0.3], [0.1, 0.15, 0.2], [0, 0, 0], [0, 0.1, 0.2]]
+    taus = rank_agreement(scores, 2)
+    assert taus == pytest.approx([1 / 3, 1, 1, 1, math.nan, 1], nan_ok=True)
+    assert robust_range(taus, 2) == (1, 3)
+    assert robust_range(taus, 2, least=0.3) == (0, 3)
+    assert robust_range(taus[:4], 3) == (1, 3)
+    assert robust_range([0, 1, 0.2, 1, 1], 4) == (3, 4)
+
+
+def test_rank_agreement_refuses_missing_scores() -> None:
+    with pytest.raises(InputError, match=r"^rank agreement: a score is missing; expected one per threshold and cell$"):
+        rank_agreement([[0.1, math.nan], [0.1, 0.2]], 1)
+
+
+@given(labelings)
+def test_agreement_is_scikit_learns_and_jaccard_is_its_loop(both: tuple[list[int], list[int]]) -> None:
+    a, b = both
+    assert agreement(a, b) == pytest.approx((adjusted_rand_score(a, b), adjusted_mutual_info_score(a, b)))
+    groups_a, groups_b = (
+        [{i for i, c in enumerate(side) if c == concept} for concept in sorted(set(side))] for side in both
+    )
+    naive = [max(len(p & q) / len(p | q) for q in groups_b) for p in groups_a]
+    assert best_jaccard(a, b) == pytest.approx(naive)
+
+
+def test_jaccard_by_hand() -> None:
+    # Concept 4 = {0, 1, 2}: 2 points in common with {0, 1} of 3 in either; concept 9 = {3, 4}: 2 of 3 with {2, 3, 4}.
+    found = stability([4, 4, 4, 9, 9], [[0, 0, 1, 1, 1]], FEW)
+    assert best_jaccard([4, 4, 4, 9, 9], [0, 0, 1, 1, 1]).tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert (found.value, found.lo, found.hi) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    assert (found.chance, found.items) == (None, 2)
+
+
+def test_stability_is_the_mean_over_other_seeds_beside_permuted_labels() -> None:
+    random = np.random.default_rng(0)
+    reference = random.integers(5, size=200)
+    noisy = np.where(random.random(200) < 0.2, random.integers(5, size=200), reference)
+    found = stability(reference, [reference + 7, noisy], FEW)
+    assert found.value == pytest.approx(np.mean([1, best_jaccard(reference, noisy).mean()]))
+    draws = [
+        np.mean([best_jaccard(reference, other[order]).mean() for other in (reference, noisy)])
+        for order in FEW.orders(200)
+    ]
+    assert found.null is not None
+    assert found.null.mean == pytest.approx(np.mean(draws))
+    assert found.null.max < found.value
+
+
+def test_agreement_refuses_what_is_no_pair_of_labelings() -> None:
+    with pytest.raises(InputError, match=r"^agreement: labels int64 \(2,\) and int64 \(1,\); expected integers of one"):
+        agreement([1, 2], [1])
+    with pytest.raises(InputError, match=r"^agreement: labels float64 \(1,\) and int64 \(1,\)"):
+        best_jaccard([0.5], [1])
+    with pytest.raises(InputError, match=r"^stability: no other clustering; expected at least one more seed$"):
+        stability([1], [], FEW)
