@@ -212,7 +212,8 @@ def plan(spec: Any, as_json: Json = False) -> None:
         )
     passes, most = sized(found["kmeans_flops_per_pass"], "FLOP"), sized(found["kmeans_flops_most"], "FLOP")
     console.print(
-        f"K-means: {passes} per pass over all clusterings, at most {most}; {found['in_group']} clusterings in a worker group"
+        f"K-means: {passes} per pass over all clusterings, at most {most}; {found['in_group']} clusterings take more "
+        "than resources.memory and are spread over all workers, the others run whole in one"
     )
     console.print(f"memory per worker: {sized(found['memory_per_worker'], 'B')} at the peak")
 

@@ -186,7 +186,7 @@ class Lexicon(_Part):
 class Concepts(_Part):
     """The clustering of each scope."""
 
-    algorithm: Literal["kmeans"] = Field("kmeans", description="Clustering algorithm.")
+    algorithm: Literal["kmeans", "spherical"] = Field("kmeans", description="K-means of points or of directions.")
     k: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field((600,), description="Concepts per scope.")
     seeds: Annotated[tuple[Natural, ...], BeforeValidator(_listed)] = Field(
         (0,), description="One clustering per seed."
@@ -194,7 +194,7 @@ class Concepts(_Part):
     n_init: Positive = Field(1, description="Starts per seed; the best inertia is kept.")
     max_iter: Positive = Field(300, description="Most passes over the points.")
     tol: float = Field(1e-4, ge=0, description="Stop below this squared shift, in mean feature variances.")
-    scaling: Literal["none"] = Field("none", description="Scaling of the states before clustering.")
+    scaling: Literal["none", "unit"] = Field("none", description="States before clustering: as read, or of length 1.")
 
     _not_empty = field_validator("k", "seeds")(_unique)
 

@@ -127,7 +127,11 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "centroids": (
         Column("concept", _I32, "concept id, 0-based"),
         Column("points", _I64, "points of the concept", "points"),
+        Column("first_row", _I64, "row of the labels whose point the concept started from (k-means++)"),
         Column("centroid", pa.list_(pa.float32()), "mean of the concept's states, [d]"),
+    ),
+    "sample": (
+        Column("row", _I64, "row of the labels that k-means++ looked at; the table is absent where it saw all"),
     ),
     "calign": (
         *_CALIGN_KEY,

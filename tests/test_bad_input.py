@@ -209,7 +209,10 @@ def test_states_that_overflow_their_format(desk: Desk) -> None:
     weights = load_file(file)
     weights["encoder.layer.0.output.LayerNorm.weight"] += np.float32(1e6)
     save_file(weights, file, metadata={"format": "pt"})
-    desk.fails(r"^extract .*: states of .* overflow float16; store float32 \(grid field dtype\.store\)", dtype={"store": "float16"})
+    desk.fails(
+        r"^extract .*: states of .* overflow float16; store float32 \(grid field dtype\.store\)",
+        dtype={"store": "float16"},
+    )
     assert desk.reasons() == {"input_failed: de, en", "input_failed: de+en"}
 
 
@@ -229,14 +232,21 @@ def test_more_concepts_than_points_names_the_scope(desk: Desk) -> None:
 
 
 def test_a_failed_clustering_that_comes_later_is_scored_then(desk: Desk) -> None:
-    """Memory is no part of a cell's fingerprint: the pair's score must still not count as done."""
-    tight = {"workers": 1, "memory": "1KiB"}
-    desk.fails(r"^concepts .*: needs .* GiB over 1 workers; raise resources\.workers or", resources=tight)
+    """A file stands where a clustering's folder should be; when it is gone, the pair's score must not count as done."""
+    place = desk.run_dir / "concepts/model=tiny/revision=step-2/component=encoder/variant=v-default/layer=01"
+    assert desk.run("--only", "corpus").code == 0
+    place.mkdir(parents=True)
+    blocked = [place / f"scope={scope}" for scope in ("de", "en", "de+en")]
+    for file in blocked:
+        file.write_text("")
+    desk.fails(r"^concepts .*/scope=de/.*: cannot be written \(Not a directory\)")
     assert desk.reasons() == {"input_failed: de, en", "input_failed: de+en"}
-    joint = {"workers": 1, "memory": "40KiB"}  # one language's points fit, those of both do not
-    desk.fails(r"^concepts .*/scope=de\+en/.*: needs .* GiB over 1 workers", resources=joint)
+    for file in blocked[:2]:
+        file.unlink()
+    desk.fails(r"^concepts .*/scope=de\+en/.*: cannot be written \(Not a directory\)")
     assert desk.reasons() == {"", "input_failed: de+en"}
-    assert "scores: 1 of 1 pairs lack a clustering; those rows say input_failed" in desk.run(resources=joint).err
+    assert "scores: 1 of 1 pairs lack a clustering; those rows say input_failed" in desk.run().err
+    blocked[2].unlink()
     done = desk.run()
     assert (done.code, desk.reasons()) == (0, {""})
     assert "lack a clustering" not in done.err

@@ -282,7 +282,7 @@ def test_a_plan_for_people(grid_file: Path, tmp_path: Path, command: Command, mo
     ]
     assert counts["en"][0].strip() == "40"
     assert "tiny: 3 checkpoints, " in done.out
-    assert "0 clusterings in a worker group" in done.out
+    assert "0 clusterings take more than resources.memory and are spread over all workers" in done.out
     assert "memory per worker: " in done.out
     assert not list(tmp_path.glob("runs"))
     assert "is outside 0..4 of model tiny" in command("plan", grid_file, "--layers", "5").error

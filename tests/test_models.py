@@ -479,12 +479,14 @@ def test_sentences_and_neurons_too_large_for_float16(bert: Path) -> None:
         assert (stored == exact.astype(np.float16)).all()
     spoil(bert, lambda weights: weights["encoder.layer.2.intermediate.dense.bias"].fill_(1e6))
     with pytest.raises(
-        ModelError, match=r"^model 'm', revision 'main': neurons of layer 3 overflow float16; store float32 \(grid field dtype\.store\)$"
+        ModelError,
+        match=r"^model 'm', revision 'main': neurons of layer 3 overflow float16; store float32 \(grid field dtype\.store\)$",
     ):
         read_whole(bert, [0, 3], [[], []], "float16", ("neurons",))
     spoil(bert, lambda weights: weights["encoder.layer.2.output.LayerNorm.weight"].fill_(1e6))
     with pytest.raises(
-        ModelError, match=r"^model 'm', revision 'main': states of layer 3 overflow float16; store float32 \(grid field dtype\.store\)$"
+        ModelError,
+        match=r"^model 'm', revision 'main': states of layer 3 overflow float16; store float32 \(grid field dtype\.store\)$",
     ):
         read_whole(bert, [0, 3], [[], []], "float16", ("sentences",))
 

@@ -23,10 +23,12 @@ import yaml
 import raypipe
 from raypipe.cluster.inprocess import InProcess
 from raypipe.cluster.protocol import Resources
-from raypipe.errors import CellsFailed, ClusterError, FingerprintMismatch, GridError, RunError
+from raypipe.errors import CellsFailed, ClusterError, ClusteringError, FingerprintMismatch, GridError, RunError
 from raypipe.grid import Grid
 from raypipe.progress import Silent
 from raypipe.rundir import RunDir
+from raypipe.science import kmeans
+from raypipe.stages import concepts
 from raypipe.stages.context import Context, answer_probe
 from raypipe.statefile import read_layer
 
@@ -125,7 +127,7 @@ def test_the_tables_are_the_same_bytes_on_ray(
 
 @pytest.mark.ray
 def test_a_worker_group_gives_the_same_bytes(world: tiny_world.World, tmp_path: Path) -> None:
-    """With 40 KiB a worker holds one language's points (223 x 16 floats, 2.5 times), but not those of two."""
+    """With 40 KiB a worker holds one language's points (223 x 16 floats, twice), but not those of two."""
     small = {
         "layers": [1],
         "models": [{"name": "tiny", "path": str(world.path / "model"), "revisions": ["step-2"]}],
@@ -136,8 +138,40 @@ def test_a_worker_group_gives_the_same_bytes(world: tiny_world.World, tmp_path: 
     raypipe.run(Grid(**world.grid(**small)), tmp_path / "whole", "inprocess")
     assert score_bytes(tmp_path / "group") == score_bytes(tmp_path / "whole")
     tight = Grid(**world.grid(**small, resources={"workers": 2, "memory": "1KiB"}))
-    with pytest.raises(CellsFailed, match=r"needs .* over 2 workers; raise resources.workers or resources.memory"):
-        raypipe.run(tight, tmp_path / "tight", "inprocess")
+    raypipe.run(tight, tmp_path / "tight", "inprocess")
+    assert score_bytes(tmp_path / "tight") == score_bytes(tmp_path / "whole")
+
+
+def test_a_fit_goes_on_from_its_last_saving(
+    reference: Path, world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(reference, tmp_path / "run")
+    run = RunDir.open(tmp_path / "run")
+    cell = "model=tiny/revision=step-2/component=encoder/variant=v-default/layer=01/scope=en/k=0006/seed=0"
+    folder, (_, states) = run.path / "concepts" / cell, raypipe.open_run(run.path).states("tiny", "step-2", "en", 1)
+    monkeypatch.setattr(concepts, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(kmeans, "CHECKPOINT_PASSES", 1)
+    item = {"run": str(run.path), "folder": f"concepts/{cell}", "fingerprint": "0123456789abcdef"}
+    labels = (folder / "labels.parquet").read_bytes()
+    kmeans.fit(kmeans.LocalPoints([states]), 6, max_iter=2, checkpoint=concepts.Saved(item))
+    assert [file.name for file in folder.glob("_fit*")] == ["_fit-0123456789abcdef.npz"]
+    with pytest.raises(ClusteringError, match="the checkpoint belongs to a fit of other points or settings"):
+        kmeans.fit(kmeans.LocalPoints([states]), 6, max_iter=3, checkpoint=concepts.Saved(item))
+    raypipe.run(Grid(**world.grid()), run.path, "inprocess", rerun="concepts")
+    assert (folder / "labels.parquet").read_bytes() == labels
+    assert not list(run.path.rglob("_fit*"))
+
+
+def test_directions_are_clustered_where_asked(world: tiny_world.World, tmp_path: Path) -> None:
+    fields = world.grid(layers=[3], pairs=["en-de"])
+    for settings in ({"algorithm": "spherical"}, {"scaling": "unit"}):
+        place = tmp_path / next(iter(settings))
+        run = raypipe.run(Grid(**(fields | {"concepts": {"k": 6, **settings}})), place, "inprocess")
+        _, states = run.states("tiny", "step-10", "de", 3)
+        unit = (states / np.linalg.norm(states.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
+        expected = raypipe.KMeans(6, spherical="algorithm" in settings).fit(unit).labels
+        assert (run.concepts(revision="step-10", scope="de")["concept"].to_numpy() == expected).all()
+        assert set(run.calign()["algorithm"].to_pylist()) == {settings.get("algorithm", "kmeans")}
 
 
 def test_a_second_run_does_nothing_and_more_seeds_only_add(

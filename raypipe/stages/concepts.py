@@ -1,16 +1,19 @@
 """Stage concepts: K-means of each scope at each layer.
 
 One cell per (model, revision, component, variant, layer, scope, algorithm's k and seed). A scope is one side (a language, or one
-within a pair, `en~en-de`) or a joint set of sides. A cell whose points fit
-one worker runs whole in one worker, cells side by side; a larger one is spread over a group of workers that hold its shards. Results are
-the same bits either way.
+within a pair, `en~en-de`) or a joint set of sides. A cell whose fit takes at most `resources.memory` (`COPIES` of its points) runs
+whole in one worker, cells side by side; a larger one is spread over a group of all workers, which hold its shards as far as their
+memory goes and read the others again at each pass. Results are the same bits either way. A fit that takes long keeps its progress
+in the run, so that a new driver goes on from there.
 Legend: n points, k concepts, d width of a state.
 """
 
 from __future__ import annotations
 
+import io
 import time
 import traceback
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypipe.errors import ClusteringError, RaypipeError
+from raypipe.errors import RaypipeError
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import arrow_schema
 from raypipe.science import kmeans
@@ -27,9 +30,12 @@ from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side, joint, scope_name
 from raypipe.statefile import read_layer
 
-NAME, VERSION = "concepts", 1
+NAME, VERSION = "concepts", 2
 FIELDS = ("concepts.algorithm", "concepts.n_init", "concepts.max_iter", "concepts.tol", "concepts.scaling")
-COPIES = 2.5  # memory of a fit, in copies of its points: as read, centred, and the tables around them
+COPIES = (
+    2.0  # memory of a fit, in copies of its points: themselves, their sketches, and the sample that k-means++ looks at
+)
+SAVE_SECONDS = 20.0  # between two savings of a fit's progress
 
 
 def scopes(plan: Plan, model: str, component: str) -> list[tuple[Side, ...]]:
@@ -99,6 +105,9 @@ def _item(context: Context, cell: Cell, sources: list[Cell]) -> Item:
         "layer": int(cell["layer"]),
         "shards": [name for name, _ in shards],
         "points": sum(n for _, n in shards),
+        "fingerprint": cell.fingerprint,
+        "spherical": settings.algorithm == "spherical",
+        "unit": settings.algorithm == "spherical" or settings.scaling == "unit",
         "k": int(cell["k"]),
         "seed": int(cell["seed"]),
         "n_init": settings.n_init,
@@ -116,7 +125,7 @@ def memory_needed(points: int, width: int) -> int:
 def work(item: Item) -> Receipt:
     """Clusters one scope in this worker."""
     started = time.perf_counter()
-    shards = [read_shard(item["run"], item["layer"], name) for name in item["shards"]]
+    shards = [read_shard(item["run"], item["layer"], item["unit"], name) for name in item["shards"]]
     return _write(item, _fit(kmeans.LocalPoints(shards), item), started)
 
 
@@ -124,13 +133,8 @@ def _in_group(context: Context, cell: Cell, item: Item) -> None:
     """Clusters one large scope over all workers."""
     started = time.perf_counter()
     try:
-        width = context.plan.facts[cell["model"]].width
-        needed, workers = memory_needed(item["points"], width), context.cluster.resources.workers
-        if needed > workers * context.cluster.resources.memory:
-            raise ClusteringError(
-                f"needs {needed / 2**30:.3g} GiB over {workers} workers; raise resources.workers or resources.memory"
-            )
-        with context.cluster.points(partial(read_shard, item["run"], item["layer"]), item["shards"]) as points:
+        read = partial(read_shard, item["run"], item["layer"], item["unit"])
+        with context.cluster.points(read, item["shards"]) as points:
             receipt = _write(item, _fit(points, item), started)
     except RaypipeError as error:
         context.fail(cell, str(error), traceback.format_exc())
@@ -139,14 +143,36 @@ def _in_group(context: Context, cell: Cell, item: Item) -> None:
     context.watcher.advance()
 
 
-def read_shard(run: str, layer: int, name: str) -> NDArray[np.float32]:
-    """The points of one shard at one layer, float32 [n, d]."""
-    return read_layer(Path(run) / name, layer)
+def read_shard(run: str, layer: int, unit: bool, name: str) -> NDArray[np.float32]:
+    """The points of one shard at one layer, float32 [n, d], scaled to length 1 if `unit`."""
+    X_nd = read_layer(Path(run) / name, layer)
+    return kmeans.unit_rows(X_nd) if unit else X_nd
+
+
+class Saved:
+    """A fit's progress as a file of the run, named by the cell's fingerprint; at most one writing every `SAVE_SECONDS`."""
+
+    def __init__(self, item: Item) -> None:
+        self._run, self._name = RunDir(item["run"]), f"{item['folder']}/_fit-{item['fingerprint'][:16]}.npz"
+        self._saved = time.monotonic()
+
+    def load(self) -> Mapping[str, NDArray[np.generic]] | None:
+        """What a lost process saved last."""
+        place = self._run.path / self._name
+        return dict(np.load(io.BytesIO(place.read_bytes()), allow_pickle=False)) if place.is_file() else None
+
+    def save(self, arrays: dict[str, NDArray[np.generic]]) -> None:
+        """Replaces what was saved before."""
+        if time.monotonic() - self._saved >= SAVE_SECONDS:
+            file = io.BytesIO()
+            np.savez(file, allow_pickle=False, **arrays)
+            self._run.write_bytes(self._name, file.getvalue())
+            self._saved = time.monotonic()
 
 
 def _fit(points: kmeans.Points, item: Item) -> kmeans.Fit:
-    settings = {name: item[name] for name in ("n_init", "seed", "max_iter", "tol", "threads")}
-    return kmeans.fit(points, item["k"], init="k-means++", **settings)
+    settings = {name: item[name] for name in ("n_init", "seed", "max_iter", "tol", "threads", "spherical")}
+    return kmeans.fit(points, item["k"], init="k-means++", checkpoint=Saved(item), **settings)
 
 
 def _write(item: Item, fit: kmeans.Fit, started: float) -> Receipt:
@@ -157,6 +183,7 @@ def _write(item: Item, fit: kmeans.Fit, started: float) -> Receipt:
     centroids = {
         "concept": pa.array(range(item["k"]), pa.int32()),
         "points": pa.array(np.bincount(labels, minlength=item["k"])),
+        "first_row": pa.array(fit.seeding.rows),
         "centroid": pa.FixedSizeListArray.from_arrays(pa.array(fit.centroids.reshape(-1)), width).cast(
             pa.list_(pa.float32())
         ),
@@ -165,10 +192,13 @@ def _write(item: Item, fit: kmeans.Fit, started: float) -> Receipt:
         "labels": words.append_column("concept", pa.array(labels)).cast(arrow_schema("labels")),
         "centroids": pa.table(centroids, schema=arrow_schema("centroids")),
     }
+    if fit.seeding.sample is not None:
+        tables["sample"] = pa.table({"row": fit.seeding.sample}, schema=arrow_schema("sample"))
     files = {
         f"{item['folder']}/{name}.parquet": run.write_table(f"{item['folder']}/{name}.parquet", table)
         for name, table in tables.items()
     }
+    run.remove(*(f"{item['folder']}/{file.name}" for file in (run.path / item["folder"]).glob("_fit-*.npz")))
     return {
         "files": files,
         "seconds": time.perf_counter() - started,
