@@ -23,17 +23,19 @@ KILLS = int(os.environ.get("RAYPIPE_KILLS", "2"))
 
 
 class Killer(threading.Thread):
-    """Kills a random actor of this process's Ray every now and then, until told to stop."""
+    """Kills a random actor of this process's Ray a random moment after each further file of the run, until told to stop."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, run: Path) -> None:
         super().__init__(daemon=True)
         self.killed = 0
-        self._draw, self._ended = random.Random(seed), threading.Event()
+        self._draw, self._ended, self._run = random.Random(seed), threading.Event(), run
 
     def run(self) -> None:
-        while not self._ended.wait(self._draw.uniform(4, 10)):
-            actors = actors_below(os.getpid())
-            if actors:
+        before = 0
+        while self.killed < KILLS and not self._ended.wait(self._draw.uniform(0, 1.0)):
+            actors, written = actors_below(os.getpid()), len(states_of(self._run))
+            if actors and written > before:
+                before = written
                 os.kill(self._draw.choice(actors), signal.SIGKILL)
                 self.killed += 1
 
@@ -69,7 +71,7 @@ def test_killed_actors_cost_no_row_and_no_byte(
     world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extract, "SHARD_BYTES", 1)
-    monkeypatch.setattr(extract, "SMALLEST_SHARD", 20)
+    monkeypatch.setattr(extract, "SMALLEST_SHARD", 4)
     model = {"name": "t", "path": str(world.path / "model" / "step-2")}
     fields = world.grid(models=[model], resources={"workers": 2}, states={"also": ["sentences"]})
     raypipe.run(Grid(**fields), tmp_path / "quiet", "inprocess", only="corpus")
@@ -80,7 +82,7 @@ def test_killed_actors_cost_no_row_and_no_byte(
     while killed < KILLS:
         place = tmp_path / f"run-{killed}"
         raypipe.run(Grid(**fields), place, "inprocess", only="corpus")
-        killer = Killer(seed + killed)
+        killer = Killer(seed + killed, place)
         killer.start()
         try:
             raypipe.run(Grid(**fields), place, "local", only="extract")

@@ -22,7 +22,7 @@ S = TypeVar("S")
 
 Worker = Callable[[], Callable[[dict[str, Any]], dict[str, Any]]]
 
-MAX_DEATHS = 3
+MAX_DEATHS = 5
 """How many lost processes one piece of work survives; the next one makes it a `Failure` of kind machine."""
 
 
