@@ -10,6 +10,7 @@ import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_models
 import tiny_world
 
 import raypipe
 from raypipe import planning
-from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, InputError, RunError
+from raypipe.cluster.inprocess import InProcess
+from raypipe.cluster.protocol import Resources
+from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, InputError, ModelError, RunError
 from raypipe.grid import Grid, Words
+from raypipe.pipeline import all_cells
 from raypipe.progress import Silent
 from raypipe.rundir import RunDir, file_digest
+from raypipe.stages import extract, shards
+from raypipe.stages.context import Context
 from raypipe.stages.corpus import choose_words
 from raypipe.stages.plan import make_plan
-from raypipe.stages.shards import check_rows
+from raypipe.stages.shards import check_rows, probe
 from raypipe.stages.text import Text
 
 OLD, NEW = "0" * 40, "1" * 40  # commits
@@ -101,6 +108,7 @@ import json, sys, raypipe
 from pathlib import Path
 from raypipe.errors import FingerprintMismatch
 from raypipe.grid import Grid
+from raypipe.pipeline import all_cells
 from raypipe.progress import Silent
 class Moves(Silent):
     def start(self, stage, *rest): Path(sys.argv[3]).write_text("{NEW}")
@@ -418,3 +426,72 @@ def test_a_plan_does_not_depend_on_its_blocks(
     changed = small(world, corpus={"path": str(tmp_path / "{lang}.txt")}, states={"long_sentences": "error"})
     with pytest.raises(InputError, match=r"^line 31 of de: \d+ pieces, the model reads 64; split the sentence"):
         planning.estimate(changed)
+
+
+# --- batches on a GPU
+
+
+def test_the_budget_of_a_gpu_is_half_of_what_fits() -> None:
+    import torch
+
+    tried = list[int]()
+
+    def fits(most: int, pieces: int) -> None:
+        tried.append(pieces)
+        if pieces > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert probe(partial(fits, 9000)) == 4096
+    assert tried == [131072, 65536, 32768, 16384, 8192]
+    with pytest.raises(
+        ModelError, match=r"has no memory for 1024 pieces at a time; raise resources.gpus_per_worker, or"
+    ):
+        probe(partial(fits, 1023))
+
+
+class LentGpu(InProcess):
+    """A place of work that computes on the CPU what is planned for a GPU."""
+
+    def stream(self, worker: Any, items: Any) -> Any:
+        return super().stream(worker, [item | {"gpus": 0} for item in items])
+
+
+def test_a_probed_budget_is_kept_in_the_run(
+    world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two kinds of model: a decoder that reads another line wants that too in what it is tried with."""
+    tiny_models.save_model(tmp_path / "t5", "t5")
+    models = [{"name": "t", "path": str(world.path / "model/step-2")}, {"name": "t5", "path": str(tmp_path / "t5")}]
+    grid = small(world, models=models, resources={"gpus_per_worker": 1}, states={"source": "pair", "also": ["neurons"]})
+    raypipe.run(grid, tmp_path / "run", "inprocess", only="corpus")
+    monkeypatch.setattr(shards, "PROBED", (2048,))
+    plan = make_plan(grid)
+    context = Context(RunDir.open(tmp_path / "run"), plan, LentGpu(Resources(1, 0, 1, 0)), Silent())
+    cells = all_cells(plan)
+    extract.run(context, cells["extract"] + cells["neurons"])
+    assert not context.failed
+    place = tmp_path / "run/activations/_budget"
+    found = {file.name: json.loads(file.read_text()) for file in place.iterdir()}
+    assert found == {f"{part}.json": {"pieces": 1024} for part in ("t-encoder", "t5-encoder", "t5-decoder")}
+    (place / "t-encoder.json").write_text('{"pieces": 64}')
+    assert extract.budget(context, {"gpus": 1, "checkpoint": {"model": "t"}, "component": "encoder"}) == 64
+
+
+def test_a_gpu_without_memory_fails_the_cell_with_the_remedy(
+    world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from raypipe.models.states import Extractor
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Extractor, "run", full)
+    message = "^2 cells failed.*\n.*t: out of GPU memory with batches of 1024 pieces; free the GPU or raise resources"
+    with pytest.raises(CellsFailed, match=message):
+        extracted(small(world), tmp_path / "run")
+    context = Context(RunDir.open(tmp_path / "run"), make_plan(small(world)), LentGpu(Resources(1, 0, 1, 0)), Silent())
+    item = extract._item(context, extract._groups(context, all_cells(context.plan)["extract"])[0]) | {"gpus": 1}
+    with pytest.raises(ModelError, match="the GPU's share has no memory for 1024 pieces at a time"):
+        extract.budget(context, item)

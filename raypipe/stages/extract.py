@@ -7,6 +7,7 @@ into shards before the run, so that the bytes written do not depend on the numbe
 
 from __future__ import annotations
 
+import traceback
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from raypipe.errors import GridError
+from raypipe.errors import GridError, ModelError
 from raypipe.rundir import Cell
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side
@@ -39,6 +40,7 @@ FIELDS = (
 )
 SHARD_BYTES = 128 * 2**20  # float32 states of all layers that a shard aims at
 SMALLEST_SHARD = 1024  # points
+CPU_BUDGET = 1024  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
 
 
 def cells(plan: Plan, corpus: dict[str, Cell], kind: str = WORDS) -> list[Cell]:
@@ -148,6 +150,12 @@ def run(context: Context, left: list[Cell]) -> None:
     items, owners = list[Item](), list[_Group]()
     for group in _groups(context, left):
         item = _item(context, group)
+        try:
+            item["budget"] = budget(context, item)
+        except ModelError as error:
+            for cell in group.cells.values():
+                context.fail(cell, str(error), traceback.format_exc())
+            continue
         for number in sorted(set().union(*group.left.values())):
             items.append(item | group.shards[number]._asdict() | {"shard": number})
             owners.append(group)
@@ -246,6 +254,24 @@ def _item(context: Context, group: _Group) -> Item:
         "source": {"language": source[0].language, "text": f"corpus/lang={source[0].name}"} if source else None,
         "folders": {kind: f"{FOLDER_OF[kind]}/{cell.path}" for kind in group.cells},
     }
+
+
+def budget(context: Context, item: Item) -> int:
+    """Pieces of a batch, padding included. On a GPU they are probed once for each model and component, and kept in the run.
+
+    Raises:
+        ModelError: The model does not run there.
+    """
+    if not item["gpus"]:
+        return CPU_BUDGET
+    name = f"activations/_budget/{item['checkpoint']['model']}-{item['component']}.json"
+    if not (context.run.path / name).is_file():
+        for _, answer in context.cluster.stream(Worker, [item | {"probe": True}]):
+            if not isinstance(answer, dict):
+                raise ModelError(answer.message)
+            context.run.write_json(name, answer)
+    pieces: int = context.run.read_json(name)["pieces"]
+    return pieces
 
 
 def _sum(receipts: Sequence[Receipt]) -> Receipt:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ from raypipe.stages.context import Item, Receipt
 from raypipe.statefile import state_table
 
 NO_SOURCE = "no_source"  # why a line has no state where the encoder has nothing to read beside it
-CPU_BUDGET, GPU_BUDGET = 1024, 16_384  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
+PROBED = tuple(1024 << power for power in range(7, -1, -1))  # pieces of a batch that a GPU is tried with
+PROBE_LENGTH = 512  # pieces of a row in those batches
 
 
 @contextmanager
@@ -78,11 +80,13 @@ class Worker:
         started = time.perf_counter()
         run, folders = RunDir(item["run"]), item["folders"]
         extractor = self._model(item)
+        if "probe" in item:
+            return {"pieces": probe(partial(_try, extractor))}
         asked = _read(run, item)
         lines, sources, unread = _with_sources(run, item, asked)
         encoded = _encode(extractor, item, lines, sources)
-        batches = _batches(encoded, GPU_BUDGET if item["gpus"] else CPU_BUDGET)
-        states = extractor.run(encoded, batches, item["store"])
+        batches = _batches(encoded, item["budget"])
+        states = _run(extractor, encoded, batches, item)
         receipts: Receipt = {}
         if "words" in folders and any(asked.tokens):
             lost = [(int(lines.numbers[word.sentence]), word.token, str(word.why)) for word in encoded.lost]
@@ -132,6 +136,52 @@ class Worker:
             )
             self._held = wanted
         return self._extractor
+
+
+def probe(attempt: Callable[[int], None]) -> int:
+    """Half of the largest number of pieces in `PROBED` with which the attempt does not run out of memory.
+
+    Raises:
+        ModelError: Not even the smallest fits.
+    """
+    import torch
+
+    for pieces in PROBED:
+        try:
+            attempt(pieces)
+        except torch.OutOfMemoryError:
+            continue
+        return pieces // 2
+    raise ModelError(
+        f"the GPU's share has no memory for {PROBED[-1]} pieces at a time; raise resources.gpus_per_worker, or free the GPU"
+    )
+
+
+def _try(extractor: Any, pieces: int) -> None:
+    """Reads a batch of so many pieces, in rows as long as the model takes up to `PROBE_LENGTH`."""
+    length = min(extractor.facts.max_pieces, PROBE_LENGTH)
+    rows, none = pieces // length, np.zeros(0, np.int64)
+    ids = [np.zeros(length, np.int32)] * rows
+    whole = np.tile([0, length], (rows, 1))
+    batch = Encoded(ids, np.arange(rows), none, none, none, none, [], [], np.ones(rows, np.int64), ids, whole)
+    extractor.run(batch, [np.arange(rows)], "float32")
+
+
+def _run(extractor: Any, encoded: Encoded, batches: list[np.ndarray], item: Item) -> Any:
+    """The states of a shard.
+
+    Raises:
+        ModelError: The GPU is out of memory; the batches stay as they are planned, since they decide the last bits.
+    """
+    import torch
+
+    try:
+        return extractor.run(encoded, batches, item["store"])
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            f"{item['checkpoint']['model']}: out of GPU memory with batches of {item['budget']} pieces; free the GPU or raise "
+            "resources.gpus_per_worker, and run again"
+        ) from None
 
 
 def _device(gpus: float) -> str:
