@@ -108,7 +108,10 @@ MISTAKES = [
         "models.0.components.0: 'pooler' is not available; expected 'encoder' or 'decoder'",
     ),
     ({"states": {"source": "all"}}, "states.source: 'all' is not available; expected 'copy', 'empty' or 'pair'"),
-    ({"concepts": {"algorithm": "spherical"}}, "concepts.algorithm: 'spherical' is not available; expected 'kmeans'"),
+    (
+        {"concepts": {"algorithm": "minibatch"}},
+        "concepts.algorithm: 'minibatch' is not available; expected 'kmeans' or 'spherical'",
+    ),
     ({"words": {"filter": "joint"}}, "words.filter: 'joint' is not available; expected 'language' or 'pairwise'"),
     ({"words": {"min_words": 9, "max_words": 2}}, "words: min_words 9 is above max_words 2"),
     ({"words": 3}, "words: Input should be a valid dictionary"),
