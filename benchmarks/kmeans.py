@@ -168,7 +168,7 @@ def fit(system: str, X_nd: np.ndarray, C_kd: np.ndarray, passes: int, threads: i
         from sklearn.cluster import KMeans as Peer
 
         with warnings.catch_warnings(action="ignore"):  # it says that it did not converge
-            peer = Peer(k, init=C_kd, n_init=1, max_iter=passes, tol=0, algorithm="lloyd", copy_x=False).fit(X_nd)
+            peer = Peer(k, init=C_kd, n_init=1, max_iter=passes, tol=0, algorithm="lloyd", copy_x=True).fit(X_nd)
         return peer.cluster_centers_
     import faiss
 

@@ -294,7 +294,7 @@ def status(run: RunPath, as_json: Json = False) -> None:
 @app.command()
 def show(
     run: RunPath,
-    what: Annotated[str, typer.Argument(help="calign, colap or concepts.")],
+    what: Annotated[str, typer.Argument(help="calign, colap, similarity or concepts.")],
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     revision: Annotated[str | None, typer.Option(help="Only this revision.")] = None,
     layer: Annotated[int | None, typer.Option(help="Only this layer.")] = None,
@@ -310,13 +310,13 @@ def show(
     from raypipe.results import open_run
 
     found = open_run(run)
-    if what in ("calign", "colap"):
-        rows = tables.scores(found, what, model, revision, layer, pair)
-        columns = tables.CALIGN if what == "calign" else tables.COLAP
+    of_scores = {"calign": tables.CALIGN, "colap": tables.COLAP, "similarity": tables.SIMILARITY}
+    if what in of_scores:
+        rows, columns = tables.scores(found, what, model, revision, layer, pair), of_scores[what]
     elif what == "concepts":
         rows, columns = tables.aligned(found, model, revision, layer, pair, concept), tables.ALIGNED
     else:
-        raise GridError(f"show {what}: expected calign, colap or concepts")
+        raise GridError(f"show {what}: expected calign, colap, similarity or concepts")
     if as_json:
         _print_json([{name: value for name, value in row.items() if name != "words"} for row in rows])
     elif rows:
@@ -332,10 +332,11 @@ def report(run: RunPath) -> None:
     Example: `raypipe report runs/demo`
     """
     from raypipe import pipeline
+    from raypipe.progress import watcher
     from raypipe.results import open_run
 
     found = open_run(run)
-    pipeline.run(found.grid, found.path, "inprocess", only="report")
+    pipeline.run(found.grid, found.path, "inprocess", only="report", watcher=watcher(_console(stderr=True)))
     typer.echo(f"report: {found.report}")
 
 

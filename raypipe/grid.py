@@ -12,10 +12,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ByteSize,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -24,6 +22,16 @@ from pydantic import (
 
 from raypipe.errors import GridError
 from raypipe.gridcheck import one_line
+from raypipe.gridscores import (
+    CalignSettings,
+    ColapSettings,
+    Natural,
+    Part,
+    Positive,
+    SimilaritySettings,
+    listed,
+    unique,
+)
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # short names become folder names
 
@@ -32,19 +40,6 @@ def _not_yes_no(value: Any) -> Any:
     if isinstance(value, list | tuple) and any(isinstance(part, bool) for part in value):
         raise ValueError("YAML reads no, yes, on and off as false and true; write the language code in quotes: 'no'")
     return value
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    for i, value in enumerate(values):
-        if value in values[:i]:
-            raise ValueError(f"{value} is listed twice")
-    if not values:
-        raise ValueError("is empty; give at least one value")
-    return values
 
 
 def _names_both(field: str, path: str) -> None:
@@ -63,40 +58,33 @@ def _layer_form(value: Any) -> Any:
 
 LONGEST_SCOPE = 240  # characters; a file name holds 255 bytes
 Short = Annotated[str, Field(pattern=rf"^{NAME.pattern}$", max_length=80)]
-Fraction01 = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Model(_Part):
+class Model(Part):
     """One model and its revisions."""
 
     name: Short = Field(description="Short name used in folders, tables and flags.")
     path: str = Field(min_length=1, description="Local directory, Hub id, or toy:encoder.")
-    revisions: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+    revisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
         ("main",), description="Checkpoint sub-directories (names, a glob, all), a Hub revision, or random:SEED."
     )
-    components: Annotated[tuple[Literal["encoder", "decoder"], ...], BeforeValidator(_listed)] | None = Field(
+    components: Annotated[tuple[Literal["encoder", "decoder"], ...], BeforeValidator(listed)] | None = Field(
         None, description="Parts of the model to read, encoder or decoder; null reads all that it has."
     )
 
     @field_validator("revisions", "components")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        return value if value is None else _unique(value)
+        return value if value is None else unique(value)
 
 
-class Every(_Part):
+class Every(Part):
     """Every n-th layer, from 0; the last layer is always kept."""
 
     every: Positive = Field(description="Step between layers.")
 
 
-class Corpus(_Part):
+class Corpus(Part):
     """The parallel text: line i of every language says the same."""
 
     format: Literal["text", "tsv", "parquet", "datasets"] = Field("text", description="How the files are read.")
@@ -105,7 +93,7 @@ class Corpus(_Part):
     split: str = Field("train", description="Split of a `datasets` data set.")
 
 
-class Words(_Part):
+class Words(Part):
     """Which words become points, chosen on text before any forward pass."""
 
     min_words: Positive = Field(1, description="Shortest sentence kept, in words.")
@@ -142,7 +130,7 @@ class Words(_Part):
         return self
 
 
-class States(_Part):
+class States(Part):
     """How hidden states are read."""
 
     decoder: Literal["read", "predict"] = Field(
@@ -155,7 +143,7 @@ class States(_Part):
         "language (pair): states and scopes of these decoders are then made for each pair, those of other components are not.",
     )
     final_norm: bool = Field(True, description="Last layer after the final norm; false takes it before.")
-    also: Annotated[tuple[Literal["sentences", "neurons"], ...], BeforeValidator(_listed)] = Field(
+    also: Annotated[tuple[Literal["sentences", "neurons"], ...], BeforeValidator(listed)] = Field(
         (), description="States kept beside those of words, from the same forward: sentences, neurons."
     )
     long_sentences: Literal["window", "skip", "error"] = Field(
@@ -165,7 +153,7 @@ class States(_Part):
     )
 
 
-class Lexicon(_Part):
+class Lexicon(Part):
     """Translations of words: files per direction, or induced from the corpus by word alignment."""
 
     format: Literal["muse", "arrow"] | None = Field(None, description="File format of `path`.")
@@ -183,80 +171,28 @@ class Lexicon(_Part):
         return self
 
 
-class Concepts(_Part):
+class Concepts(Part):
     """The clustering of each scope."""
 
     algorithm: Literal["kmeans", "spherical"] = Field("kmeans", description="K-means of points or of directions.")
-    k: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field((600,), description="Concepts per scope.")
-    seeds: Annotated[tuple[Natural, ...], BeforeValidator(_listed)] = Field(
-        (0,), description="One clustering per seed."
-    )
+    k: Annotated[tuple[Positive, ...], BeforeValidator(listed)] = Field((600,), description="Concepts per scope.")
+    seeds: Annotated[tuple[Natural, ...], BeforeValidator(listed)] = Field((0,), description="One clustering per seed.")
     n_init: Positive = Field(1, description="Starts per seed; the best inertia is kept.")
     max_iter: Positive = Field(300, description="Most passes over the points.")
     tol: float = Field(1e-4, ge=0, description="Stop below this squared shift, in mean feature variances.")
     scaling: Literal["none", "unit"] = Field("none", description="States before clustering: as read, or of length 1.")
 
-    _not_empty = field_validator("k", "seeds")(_unique)
+    _not_empty = field_validator("k", "seeds")(unique)
 
 
-class CalignSettings(_Part):
-    """Thresholds of CALIGN (spec 3.1)."""
-
-    theta: Annotated[tuple[Fraction01, ...], BeforeValidator(_listed)] = Field(
-        (0.8,), description="theta_align, fraction of types."
-    )
-    translations: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field(
-        (10,), description="Best translations per word."
-    )
-    min_types: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field(
-        (5,), description="Least types of a source concept."
-    )
-    size_ratio: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_listed)] = Field(
-        (0.6,), description="Least smaller/larger type count; 0 = off."
-    )
-    null_draws: Natural = Field(20, description="Shuffled dictionaries drawn for the null.")
-
-    _not_empty = field_validator("theta", "translations", "min_types", "size_ratio")(_unique)
-
-
-class ColapSettings(_Part):
-    """Thresholds of COLAP (spec 3.2)."""
-
-    theta: Annotated[tuple[float, ...], BeforeValidator(_listed)] = Field(
-        (0.3,), description="theta_overlap, fraction of points."
-    )
-    min_types: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field(
-        (1,), description="Least types of a concept."
-    )
-    rule: str = Field(
-        "all", pattern=r"^(all|at_least:\d+)$", description="Languages that must reach theta: all, or at_least:m."
-    )
-    scopes: Literal["pairs", "all"] = Field("pairs", description="A joint scope per pair, or one of all languages.")
-    null_draws: Natural = Field(20, description="Permutations of the languages drawn for the ceiling.")
-
-    _not_empty = field_validator("theta", "min_types")(_unique)
-
-    @field_validator("theta")
-    @classmethod
-    def _fraction(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        for value in values:
-            if value > 1:
-                raise ValueError(f"{value:g}: fraction expected, did you mean {value / 100:g}?")
-            if not 0 < value <= 0.5:
-                raise ValueError(
-                    f"{value:g} is outside (0, 0.5]: two languages cannot both hold more than half of a concept"
-                )
-        return values
-
-
-class Dtype(_Part):
+class Dtype(Part):
     """Number formats."""
 
     compute: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Forward passes.")
     store: Literal["float32", "float16"] = Field("float32", description="States on disk.")
 
 
-class Resources(_Part):
+class Resources(Part):
     """What a worker takes; only `threads` can change a bit of the results."""
 
     workers: Positive = Field(1, description="Workers side by side.")
@@ -265,7 +201,7 @@ class Resources(_Part):
     memory: ByteSize = Field(ByteSize(4 * 2**30), description="Memory per worker, such as 4GiB.", validate_default=True)
 
 
-class Grid(_Part):
+class Grid(Part):
     """The whole experiment: models × revisions × layers × languages × k × seeds × thresholds.
 
     Raises:
@@ -273,7 +209,7 @@ class Grid(_Part):
     """
 
     name: Short = Field("run", description="Name of the grid; the default run directory is runs/NAME.")
-    models: Annotated[tuple[Model, ...], BeforeValidator(_listed)] = Field(description="Models to read.")
+    models: Annotated[tuple[Model, ...], BeforeValidator(listed)] = Field(description="Models to read.")
     layers: Annotated[Literal["all"] | Every | tuple[int, ...], BeforeValidator(_layer_form)] = Field(
         "all", description="all, a list of layer ids, or {every: n}."
     )
@@ -290,10 +226,11 @@ class Grid(_Part):
     concepts: Concepts = Field(Concepts(), description="The clustering.")
     calign: CalignSettings = Field(CalignSettings(), description="Thresholds of CALIGN.")
     colap: ColapSettings = Field(ColapSettings(), description="Thresholds of COLAP.")
+    similarity: SimilaritySettings = Field(SimilaritySettings(), description="Measures beside CALIGN and COLAP.")
     dtype: Dtype = Field(Dtype(), description="Number formats.")
     resources: Resources = Field(Resources(), description="What a worker takes.")
 
-    _not_empty = field_validator("models", "languages")(_unique)
+    _not_empty = field_validator("models", "languages")(unique)
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -304,7 +241,7 @@ class Grid(_Part):
     @field_validator("layers", mode="after")
     @classmethod
     def _layers(cls, value: Any) -> Any:
-        return tuple(sorted(_unique(value))) if isinstance(value, tuple) else value
+        return tuple(sorted(unique(value))) if isinstance(value, tuple) else value
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Grid:
@@ -330,6 +267,7 @@ class Grid(_Part):
                 "common; set colap.scopes: pairs"
             )
         self.language_pairs()
+        self.similarity.check_inputs(self.states.also, self.concepts.seeds)
         return self
 
     def _check_rule(self, m: int) -> None:

@@ -1,6 +1,6 @@
 """The pipeline: grid in, run directory out. The page a newcomer reads first.
 
-    grid.yaml ──► corpus ──► lexicon ──► extract ──► concepts ──► scores ──► report
+    grid.yaml ──► corpus ──► lexicon ──► extract ──► concepts ──► scores ──► similarity ──► report
 
 Each stage turns files of the run into files of the run, cell by cell; a cell that is marked done is not done again.
 """
@@ -19,13 +19,13 @@ import pyarrow as pa
 
 from raypipe.cluster import connect
 from raypipe.cluster.protocol import Resources
-from raypipe.errors import CellsFailed, RaypipeError, RunError
+from raypipe.errors import CellsFailed, FingerprintMismatch, RaypipeError, RunError
 from raypipe.grid import Grid
 from raypipe.gridfile import absolute
 from raypipe.progress import Silent
 from raypipe.results import Run
 from raypipe.rundir import Cell, RunDir
-from raypipe.stages import concepts, corpus, extract, lexicon, report, scores
+from raypipe.stages import concepts, corpus, extract, lexicon, report, scores, similarity
 from raypipe.stages.context import Context
 from raypipe.stages.plan import Plan, make_plan
 
@@ -52,7 +52,8 @@ def _texts(cells: Cells) -> dict[str, Cell]:
 
 
 LISTED = 10  # failed cells in a message
-OUTPUTS = (*(f"scores/{name}.parquet" for name in scores.FLAT), report.PLACE)
+OUTPUTS = (*(f"scores/{name}.parquet" for name in (*scores.FLAT, similarity.NAME)), report.PLACE)
+SCORED = ("scores", "similarity")  # stages of pairs, whose rows say which input failed
 STATE = ("model", "revision", "component", "lang")
 
 STAGES = (
@@ -96,14 +97,23 @@ STAGES = (
         lambda context, left, _: scores.run(context, left),
         reads=("lexicon", "concepts"),
     ),
+    Stage(
+        "similarity",
+        similarity.cells,
+        lambda context, left, _: similarity.run(context, left),
+        reads=("lexicon", "extract", "sentences", "concepts"),
+    ),
 )
 STAGE_NAMES = (*(stage.name for stage in STAGES), "report")
 READS = {stage.name: stage.reads for stage in STAGES} | {"report": ("scores",)}
 
 
+FORWARD = ("extract", "sentences", "neurons")
+
+
 def _built_on(stage: str) -> tuple[str, ...]:
-    """A stage and those that read its results, directly or not."""
-    found = [stage]
+    """A stage and those that read its results, directly or not; words, sentences and neurons go together, from one forward."""
+    found = [*FORWARD] if stage in FORWARD else [stage]
     for name, reads in READS.items():
         if set(reads) & set(found):
             found.append(name)
@@ -162,8 +172,10 @@ def run(
     _check_inputs(RunDir(place), only, cells, again)
     context = Context(RunDir.create(place, grid.name), plan, _Unused(), watcher)
     with context.run.only_writer():
+        if only == "report" and not any(_serves(context.run, cell) for cell in cells["scores"]):
+            raise RunError(f"{place}: nothing is scored for this grid yet; finish it with `raypipe run`")
         _work(context, cells, only, again, address)
-        if only in (None, "scores", "report"):
+        if only in (None, *SCORED, "report"):
             try:
                 _report(context, cells, started)
             except RunError as error:
@@ -172,10 +184,11 @@ def run(
                 watcher.note(f"no report: {error}")  # what failed before it says more
     if context.failed:
         raise _failures(context)
-    partial = [cell for cell in cells["scores"] if not context.run.is_done(cell)] if only == "scores" else []
-    if partial:
+    partial = [cell for cell in cells[only] if not context.run.is_done(cell)] if only in SCORED else []
+    if only and partial:
+        lacking = "a clustering" if only == "scores" else "an input"
         raise CellsFailed(
-            f"{len(partial)} of {len(cells['scores'])} pairs lack a clustering, their rows say input_failed; "
+            f"{len(partial)} of {len(cells[only])} pairs lack {lacking}, their rows say input_failed; "
             "run again without --only"
         )
     return Run(context.run.path)
@@ -209,7 +222,12 @@ def _work(context: Context, cells: Cells, only: str | None, again: tuple[str, ..
         if name in _needed_for(only)
     }
     if not any(left[stage.name] for stage in stages):
-        context.watcher.note(f"all {sum(map(len, cells.values()))} cells are there already")
+        of_stages = cells.values() if only in (None, "report") else [cells[only]]
+        missing = sum(map(len, left.values()))
+        note = (
+            f"{missing} cells are not there yet; run again without --only" if missing else "{} cells are there already"
+        )
+        context.watcher.note(note.format(f"all {sum(map(len, of_stages))}"))
         _freeze(context.run, grid, cells, again)
         return
     asked = grid.resources
@@ -236,11 +254,17 @@ def _work_off(context: Context, stage: Stage, cells: Cells) -> None:
 
 
 def _report(context: Context, cells: Cells, started: float) -> None:
-    finished = [cell for cell in cells["scores"] if scores.serves(context.run, cell) and not context.has_failed(cell)]
-    if not finished:
-        context.run.remove(*OUTPUTS)  # they would be those of other settings
+    finished = {
+        name: [cell for cell in cells[name] if scores.serves(context.run, cell) and not context.has_failed(cell)]
+        for name in SCORED
+    }
+    beside = similarity.flatten(context.run, finished["similarity"])
+    if not finished["scores"]:
+        context.run.remove(
+            *(place for place in OUTPUTS if place != similarity.FLAT)
+        )  # they would be those of other settings
         return
-    tables: dict[str, pa.Table] = scores.flatten(context.run, finished)
+    tables: dict[str, pa.Table] = scores.flatten(context.run, finished["scores"]) | beside
     described = context.run.read_json("run.json")
     facts = {
         "run": context.plan.grid.name,
@@ -259,7 +283,7 @@ def _freeze(folder: RunDir, grid: Grid, cells: Cells, again: tuple[str, ...]) ->
     """Writes the grid and what it ran on; the first writing keeps its date. What is to be done again goes, and with it the tables."""
     held = folder.read_json("run.json") if (folder.path / "run.json").exists() else {}
     frozen, written = folder.path / "grid.yaml", grid.to_yaml().encode()
-    if again or (frozen.exists() and frozen.read_bytes() != written):
+    if again or (frozen.exists() and not _same_scores(folder, grid, cells)):
         folder.remove(*OUTPUTS)
     for name in again:
         folder.forget(name)
@@ -274,6 +298,24 @@ def _freeze(folder: RunDir, grid: Grid, cells: Cells, again: tuple[str, ...]) ->
     }
     folder.write_json("run.json", described)  # first: it makes the folder a run
     folder.write_bytes("grid.yaml", written)
+
+
+def _same_scores(folder: RunDir, grid: Grid, cells: Cells) -> bool:
+    """Whether the tables in the folder are those of this grid: it differs in nothing that scores depend on, and they are whole."""
+    try:
+        kept = [Run(folder.path).grid.to_dict(), grid.to_dict()]
+    except RaypipeError:  # of another version
+        return False
+    for data in kept:
+        data["resources"]["workers"] = data["resources"]["memory"] = data["states"]["also"] = None
+    return kept[0] == kept[1] and all(_serves(folder, cell) for cell in cells["scores"])
+
+
+def _serves(folder: RunDir, cell: Cell) -> bool:
+    try:
+        return scores.serves(folder, cell)
+    except FingerprintMismatch:
+        return False
 
 
 def _failures(context: Context) -> RaypipeError:

@@ -68,6 +68,18 @@ class Run:
         """Points, types and share of each language in each concept of a joint scope."""
         return self._scores("overlap")
 
+    def similarity(self) -> pa.Table:
+        """The neighbouring measures per model, revision, layer and pair or direction, each with its chance level and null.
+
+        Raises:
+            RunError: The grid asks for none, or they are not there yet.
+        """
+        if not self.grid.similarity.measures:
+            raise RunError(
+                f"{self.path}: its grid asks for no measures; name some in similarity.measures and run it again"
+            )
+        return self._scores("similarity")
+
     def _scores(self, name: str) -> pa.Table:
         if not (self.path / f"scores/{name}.parquet").is_file():
             raise RunError(
@@ -122,6 +134,8 @@ class Run:
         stage, schema = KINDS[of]
         mark = self._dir.mark_at(stage, self._one(stage, axes))
         shards = [name for name, _ in mark.receipt["shards"]] if mark else []
+        if not shards:
+            raise RunError(f"{self.path}: {language} has no states at all; the files _lost-* beside them say why")
         points = [self._dir.read_table(name, arrow_schema(schema).names) for name in shards]
         return pa.concat_tables(points), np.concatenate([read_layer(self.path / name, layer) for name in shards])
 
@@ -168,5 +182,9 @@ def select(table: pa.Table, **axes: Any) -> pa.Table:
     """The rows whose columns equal the given values; None is left out."""
     for column, value in axes.items():
         if value is not None:
-            table = table.filter(pc.equal(table.column(column), pa.scalar(value, table.schema.field(column).type)))
+            try:
+                wanted = pa.scalar(value, table.schema.field(column).type)
+            except (pa.ArrowInvalid, OverflowError):  # a number that the column cannot hold
+                return table.slice(0, 0)
+            table = table.filter(pc.equal(table.column(column), wanted))
     return table

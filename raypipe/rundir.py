@@ -242,7 +242,12 @@ class RunDir:
     def finish(
         self, cell: Cell, files: Mapping[str, Mapping[str, Any]], seconds: float, receipt: Mapping[str, Any]
     ) -> None:
-        """Writes the cell's mark: the last write of a cell."""
+        """Writes the cell's mark, the last write of a cell, when files of an earlier result are gone."""
+        for folder in {(self.path / name).parent for name in files}:
+            # Only a folder of the cell's own, where what is not in the mark was left by an earlier result.
+            for file in folder.iterdir() if folder.name == cell.path.rpartition("/")[2] else ():
+                if file.is_file() and str(file.relative_to(self.path)) not in files:
+                    file.unlink()
         mark = Mark(cell.fingerprint, cell.fields, cell.inputs, cell.axes, files, round(seconds, 3), receipt)
         self.write_json(f"{_MARKS}/{cell.stage}/{cell.path}.json", mark.__dict__ | {"files": dict(files)})
         (self.path / _FAILURES / cell.stage / f"{cell.path}.json").unlink(missing_ok=True)

@@ -201,6 +201,42 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("types", _I32, "types of the language in the concept", "types"),
         Column("share", _F64, "points of the language / points of the concept", "fraction"),
     ),
+    "similarity": (
+        *_STATES,
+        Column("component", _STR, "component the states come from"),
+        _VARIANT[0],
+        _VARIANT[2],
+        Column("source", _STR, "source language; for measures without a direction the first of the pair"),
+        Column("target", _STR, "target language; for measures without a direction the second of the pair"),
+        Column(
+            "measure",
+            _STR,
+            "cka, mexa, anc, language_probe or joint_stability, once per pair; retrieval, retrieval_centred or stability (of the "
+            "source's concepts), for each direction",
+        ),
+        Column("k", _I32, "concepts asked for in a scope; null but for stability and joint_stability"),
+        Column("value", _F64, "the measure"),
+        Column("lo", _F64, "lower end of the 95 % bootstrap interval over items; null where a resample is undefined"),
+        Column("hi", _F64, "its upper end"),
+        Column("chance", _F64, "what the formula expects without any relation; null where no formula gives it"),
+        Column("null_mean", _F64, "mean of the permutation draws"),
+        Column("null_sd", _F64, "their standard deviation"),
+        Column("null_max", _F64, "the largest"),
+        Column("null_p", _F64, "(1 + draws >= observed) / (1 + draws)", "probability"),
+        Column("items", _I32, "what was resampled: sentences, dictionary entries or concepts"),
+        Column("left_out", _I32, "columns of the states that are constant, for which anc is not defined", "columns"),
+        Column(
+            "unpaired",
+            _I32,
+            "sentences with a state in one language alone; dictionary entries with a word without a state; null for stability",
+        ),
+        Column(
+            "reason",
+            _STR,
+            "why the figures are null: no_lexicon; input_failed: the states or clusterings that failed; undefined (no variance); "
+            "or what the measure found too little of; empty otherwise",
+        ),
+    ),
 }
 
 

@@ -33,6 +33,10 @@ CALIGN = _columns(
 )
 COLAP = _columns("colap", "concepts eligible overlapping overlapping_excl_shared colap permuted_colap reason?")
 ALIGNED = _columns("calign", "source_concept target_concept matched fraction words")
+SIMILARITY = _names(
+    "model revision component? variant? layer source target measure k? value lo hi chance null_mean null_p items left_out? "
+    "unpaired? reason?"
+)
 SUMMARY = _names("model revision component source target layer calign null_calign coverage colap ceiling reason")
 PREFIXES = ("", "k", "M", "G", "T", "P")
 
@@ -67,9 +71,9 @@ def _text(value: Any) -> str:
 def scores(
     run: Run, what: str, model: str | None, revision: str | None, layer: int | None, pair: str | None
 ) -> list[dict[str, Any]]:
-    """Rows of `calign` or `colap`; a pair `en-de` means both directions, or the joint scope."""
-    table = select(run.calign() if what == "calign" else run.colap(), model=model, revision=revision, layer=layer)
-    return of_pair(table.to_pylist(), pair)
+    """Rows of `calign`, `colap` or `similarity`; a pair `en-de` means both directions, or the joint scope."""
+    table = {"calign": run.calign, "colap": run.colap, "similarity": run.similarity}[what]()
+    return of_pair(select(table, model=model, revision=revision, layer=layer).to_pylist(), pair)
 
 
 def of_pair(rows: list[dict[str, Any]], pair: str | None) -> list[dict[str, Any]]:

@@ -348,7 +348,7 @@ def test_one_stage_alone_and_from_one_stage_on(
         done = command(*where, flag, "walk")
         assert (
             done.error
-            == "stage walk: unknown; expected one of corpus, lexicon, extract, sentences, neurons, concepts, scores, report"
+            == "stage walk: unknown; expected one of corpus, lexicon, extract, sentences, neurons, concepts, scores, similarity, report"
         )
 
 
@@ -493,7 +493,7 @@ def test_show_concepts(finished: Path, command: Command) -> None:
 
 
 def test_show_of_what_is_not_there(finished: Path, command: Command) -> None:
-    assert command("show", finished, "shapes").error == "show shapes: expected calign, colap or concepts"
+    assert command("show", finished, "shapes").error == "show shapes: expected calign, colap, similarity or concepts"
     for flags in (["--model", "nobody"], ["--layer", "2"], ["--pair", "en-it"], ["--revision", "step-3"]):
         done = command("show", finished, "calign", *flags)
         assert done.code == 1
@@ -678,3 +678,8 @@ def test_colap_mistakes(tmp_path: Path, command: Command) -> None:
             "give the last one of language 1"
         )
     assert command("colap", file).code == 2
+
+
+def test_a_number_beyond_its_column_fits_no_row(finished: Path, command: Command) -> None:
+    for flags in (["calign", "--layer", "99999999999"], ["concepts", "--concept", "99999999999"]):
+        assert "no row fits" in command("show", finished, *flags).error

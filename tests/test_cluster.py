@@ -66,6 +66,12 @@ def test_a_silent_port_is_refused_in_time_and_auto_reads_ray_address(monkeypatch
             connect("auto", TWO)
 
 
+def test_a_ray_address_that_names_no_cluster_is_refused(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ClusterError, match="RAY_ADDRESS is 'auto': expected HOST:PORT of a Ray head node, or local"):
+        connect("auto", TWO)
+
+
 def run_script(code: str, tmp_path: Path, *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """A Python program in a session of its own; its name for the session is its process id."""
     script = tmp_path / "script.py"

@@ -471,10 +471,11 @@ def test_a_probed_budget_is_kept_in_the_run(
     extract.run(context, cells["extract"] + cells["neurons"])
     assert not context.failed
     place = tmp_path / "run/activations/_budget"
-    found = {file.name: json.loads(file.read_text()) for file in place.iterdir()}
-    assert found == {f"{part}.json": {"pieces": 1024} for part in ("t-encoder", "t5-encoder", "t5-decoder")}
-    (place / "t-encoder.json").write_text('{"pieces": 64}')
-    assert extract.budget(context, {"gpus": 1, "checkpoint": {"model": "t"}, "component": "encoder"}) == 64
+    found = {file.name[:-14]: json.loads(file.read_text()) for file in place.iterdir()}
+    assert found == {part: {"pieces": 1024} for part in ("t-encoder", "t5-encoder", "t5-decoder")}
+    next(place.glob("t-encoder*")).write_text('{"pieces": 64}')
+    item = {"gpus": 1.0, "checkpoint": {"model": "t"}, "component": "encoder", "compute": "float32"}
+    assert extract.budget(context, item) == 64
 
 
 def test_a_gpu_without_memory_fails_the_cell_with_the_remedy(

@@ -587,7 +587,9 @@ def test_wrong_precision():
 
 def test_wrong_arguments():
     X = blobs(10, 3, 2)
-    with pytest.raises(ClusteringError, match=r"k=0, n_init=1, max_iter=300, threads=1: each must be at least 1"):
+    with pytest.raises(
+        ClusteringError, match=r"k=0, n_init=1, max_iter=300, threads=1: each must be a whole number from 1 on"
+    ):
         KMeans(0).fit(X)
     with pytest.raises(ClusteringError, match=r"init has shape \(2, 2\); expected finite numbers of shape \(2, 3\)"):
         KMeans(2, init=np.zeros((2, 2))).fit(X)
@@ -723,3 +725,28 @@ def test_real_word_vectors():
         .reshape(header[name]["shape"])[:2500]
     )
     assert_sound(KMeans(60).fit(X), X, 60)
+
+
+def test_predict_wants_a_fit_and_its_width():
+    model = KMeans(2)
+    with pytest.raises(ClusteringError, match="predict: there are no concepts yet; fit first"):
+        model.predict(np.ones((3, 4)))
+    model.fit(np.arange(24.0).reshape(6, 4))
+    with pytest.raises(ClusteringError, match="points have 5 dimensions, the concepts 4"):
+        model.predict(np.ones((3, 5)))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"k": 2.5}, r"k=2\.5, n_init=1, max_iter=300, threads=1: each must be a whole number from 1 on"),
+        ({"k": 0}, "k=0, .*: each must be a whole number from 1 on"),
+        ({"seed": -1}, "seed=-1: expected a whole number from 0 on"),
+        ({"seed": 0.5}, r"seed=0\.5: expected a whole number from 0 on"),
+        ({"tol": -1.0}, r"tol=-1\.0: expected a number from 0 on"),
+        ({"tol": float("nan")}, "tol=nan: expected a number from 0 on"),
+    ],
+)
+def test_arguments_outside_their_range_are_refused(argument, message):
+    with pytest.raises(ClusteringError, match=message):
+        KMeans(**({"k": 2} | argument)).fit(np.arange(24.0).reshape(6, 4))

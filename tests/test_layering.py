@@ -15,7 +15,7 @@ LEVELS = [
     {"science", "models", "interop", "toy", "web"},
     {"statefile", "rundir", "gridfile"},
     {"schema", "grid"},
-    {"gridcheck", "errors"},
+    {"gridcheck", "gridscores", "errors"},
 ]
 LEVEL = {name: depth for depth, names in enumerate(LEVELS) for name in names}
 SANCTIONED = {("cluster", "science")}  # a cluster hands out shards, which are science's own type

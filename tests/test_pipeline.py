@@ -288,6 +288,54 @@ def test_the_tables_hold_the_present_grid_alone(reference: Path, world: tiny_wor
     assert rows.calign.isna().all()
 
 
+def test_words_sentences_and_neurons_are_forgotten_together(world: tiny_world.World, tmp_path: Path) -> None:
+    fields = world.grid(pairs=["en-de"], layers=[3], states={"also": ["sentences", "neurons"]})
+    raypipe.run(Grid(**fields), tmp_path / "run", "inprocess")
+    changed = Grid(**(fields | {"dtype": {"store": "float16"}}))
+    with pytest.raises(FingerprintMismatch, match="use --rerun extract"):
+        raypipe.run(changed, tmp_path / "run", "inprocess")
+    raypipe.run(changed, tmp_path / "run", "inprocess", rerun="extract")
+    raypipe.run(changed, tmp_path / "fresh", "inprocess")
+    assert score_bytes(tmp_path / "run") == score_bytes(tmp_path / "fresh")
+
+
+def test_tables_stay_where_nothing_that_they_show_has_changed(
+    reference: Path, world: tiny_world.World, tmp_path: Path
+) -> None:
+    shutil.copytree(reference, tmp_path / "run")
+    wider = Grid(**world.grid(resources={"workers": 2}, states={"also": ["sentences"]}))
+    raypipe.run(wider, tmp_path / "run", "inprocess", only="sentences")
+    assert score_bytes(tmp_path / "run") == score_bytes(reference)
+    assert (tmp_path / "run/report/index.html").is_file()
+    more, notes = Grid(**world.grid(layers="all")), Notes()
+    with pytest.raises(RunError, match="run: nothing is scored for this grid yet; finish it with `raypipe run`"):
+        raypipe.run(more, tmp_path / "run", "inprocess", only="report")
+    assert score_bytes(tmp_path / "run") == score_bytes(reference)
+    raypipe.run(more, tmp_path / "run", "inprocess", only="corpus", watcher=notes)
+    assert not (tmp_path / "run/scores/calign.parquet").exists()
+    assert "all 3 cells are there already" in notes.texts
+    notes = Notes()
+    raypipe.run(more, tmp_path / "run", "inprocess", only="extract")
+    raypipe.run(more, tmp_path / "run", "inprocess", only="extract", watcher=notes)
+    assert "all 9 cells are there already" in notes.texts
+    (tmp_path / "run/grid.yaml").write_text("unknown: 1\n")
+    raypipe.run(more, tmp_path / "run", "inprocess")
+    raypipe.run(more, tmp_path / "fresh", "inprocess")
+    assert score_bytes(tmp_path / "run") == score_bytes(tmp_path / "fresh")
+
+
+def test_a_group_that_raises_fails_its_cell_alone(
+    world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room\nat all")
+
+    monkeypatch.setattr(kmeans, "fit", broken)
+    fields = world.grid(pairs=["en-de"], layers=[3], concepts={"k": 6}, resources={"memory": "1KiB"})
+    with pytest.raises(CellsFailed, match=r"scope=de/.*: MemoryError: no room \(trace"):
+        raypipe.run(Grid(**fields), tmp_path / "run", "inprocess")
+
+
 def test_nothing_is_forgotten_before_the_cluster_is_there(
     reference: Path, world: tiny_world.World, tmp_path: Path
 ) -> None:

@@ -126,6 +126,17 @@ def test_some_rows_are_read_from_their_row_groups_alone(tmp_path: Path) -> None:
     assert run.read_rows("none.parquet", 0, None).to_pydict() == {"a": [], "b": []}
 
 
+def test_what_an_earlier_result_left_in_the_cells_folder_goes(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    for name in ("part-0", "part-1"):
+        run.write_bytes(f"activations/{cell().path}/{name}", b"old")
+    run.write_bytes("activations/model=m/beside", b"not the cell's")
+    files = {f"activations/{cell().path}/part-0": run.write_bytes(f"activations/{cell().path}/part-0", b"new")}
+    run.finish(cell(), files, 0.0, {})
+    assert [file.name for file in (run.path / "activations" / cell().path).iterdir()] == ["part-0"]
+    assert (run.path / "activations/model=m/beside").exists()
+
+
 def test_a_killed_writers_leftover_is_cleaned(tmp_path: Path) -> None:
     run = begun(tmp_path / "r")
     (run.path / ".part.parquet.abc.tmp").write_bytes(b"half")

@@ -34,6 +34,9 @@ LOCAL_STORE_BYTES = 512 * 2**20
 LOCAL_WORKERS_PER_CORE = 4
 """A Ray that is started here gets no more workers than this, whatever is asked."""
 
+TASK_SECONDS = 24 * 3600.0
+"""How long all running tasks may go on without any of them ending."""
+
 _limit_threads = lru_cache(maxsize=1)(limit_threads)  # once in a process, not once in a task
 
 SUBMIT = "ray job submit --address http://HOST:8265 --working-dir . -- python jobs/run_grid.py GRID"
@@ -61,7 +64,7 @@ class RayCluster(Cluster):
                     reference = task.remote(work, items[index], self.resources.threads)
                     pending[reference] = index, deaths
                     self._running.add(reference)
-                done = wait_any(list(pending), self.resources, None, "tasks")
+                done = wait_any(list(pending), self.resources, TASK_SECONDS, "tasks")
                 index, deaths = pending.pop(done)
                 self._running.discard(done)
                 result = fetch(done)
@@ -117,6 +120,8 @@ def open_ray(address: str, resources: Resources) -> RayCluster:
     """
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "") or "local"
+        if address == "auto":
+            raise ClusterError("RAY_ADDRESS is 'auto': expected HOST:PORT of a Ray head node, or local")
     _check_form(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     owned = not ray.is_initialized()

@@ -76,10 +76,12 @@ class Reader:
 
     def __call__(self, batch: Batch, neurons_over: torch.Tensor | None = None) -> Kept:
         """Runs a batch; neurons are taken over the positions `neurons_over`, bool [B, T]."""
-        self._over = neurons_over
-        forward(self._model, self._component, batch)
-        kept, self._kept = self._kept, Kept({}, {})
-        return kept
+        self._over, self._kept = neurons_over, Kept({}, {})
+        try:
+            forward(self._model, self._component, batch)
+            return self._kept
+        finally:
+            self._kept = Kept({}, {})  # also where memory ran out: the next batch needs what this one held
 
     def remove(self) -> None:
         """Takes the hooks off the model."""

@@ -104,9 +104,13 @@ class KMeans:
         """Index of the nearest centroid of each point, [n] int32, lowest on ties.
 
         Raises:
-            ClusteringError: NaN or infinite points; with `spherical`, points of length 0.
+            ClusteringError: NaN or infinite points, of another width, or with `spherical` of length 0; nothing was fitted.
         """
-        points = self._points(X)
+        if not hasattr(self, "centroids"):
+            raise ClusteringError("predict: there are no concepts yet; fit first")
+        points, width = self._points(X), self.centroids.shape[1]
+        if points.shards[0].X_nd.shape[1] != width:
+            raise ClusteringError(f"points have {points.shards[0].X_nd.shape[1]} dimensions, the concepts {width}")
         frame = measure(points, self.threads, self.precision)
         return np.concatenate(points.map(visits.labels, keyed(self.centroids), frame))
 
@@ -145,10 +149,15 @@ def fit(
         ClusteringError: fewer than k distinct points; NaN or infinite values; a wrong argument; points that are not of unit
             length, with `spherical`; a checkpoint of another fit; a label that brute force does not confirm.
     """
-    if k < 1 or n_init < 1 or max_iter < 1 or threads < 1:
+    counts = {"k": k, "n_init": n_init, "max_iter": max_iter, "threads": threads}
+    if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts.values()):
         raise ClusteringError(
-            f"k={k}, n_init={n_init}, max_iter={max_iter}, threads={threads}: each must be at least 1"
+            f"{', '.join(f'{n}={c}' for n, c in counts.items())}: each must be a whole number from 1 on"
         )
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ClusteringError(f"seed={seed}: expected a whole number from 0 on")
+    if not 0 <= tol < np.inf:
+        raise ClusteringError(f"tol={tol}: expected a number from 0 on")
     if precision not in get_args(Precision):
         raise ClusteringError(f"precision {precision!r} is unknown; choose one of {', '.join(get_args(Precision))}")
     frame = measure(points, threads, precision)

@@ -85,6 +85,9 @@ def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cel
             context.fail(cell, f"its input failed: {lost[0].label}", "")
             continue
         item = _item(context, cell, sources)
+        if not item["points"]:
+            context.fail(cell, "none of its words has a state; the files _lost-* beside the states say why", "")
+            continue
         if memory_needed(item["points"], context.plan.facts[cell["model"]].width) <= context.cluster.resources.memory:
             items.append(item)
             small.append(cell)
@@ -136,8 +139,9 @@ def _in_group(context: Context, cell: Cell, item: Item) -> None:
         read = partial(read_shard, item["run"], item["layer"], item["unit"])
         with context.cluster.points(read, item["shards"]) as points:
             receipt = _write(item, _fit(points, item), started)
-    except RaypipeError as error:
-        context.fail(cell, str(error), traceback.format_exc())
+    except Exception as error:  # as in `map`: whatever the work raises fails its cell alone
+        said = str(error) if isinstance(error, RaypipeError) else f"{type(error).__name__}: {error}"
+        context.fail(cell, said.partition("\n")[0], traceback.format_exc())
     else:
         context.finish(cell, receipt)
     context.watcher.advance()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from raypipe.errors import GridError, ModelError
-from raypipe.rundir import Cell
+from raypipe.rundir import Cell, digest
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side
 from raypipe.stages.shards import Worker
@@ -264,7 +264,9 @@ def budget(context: Context, item: Item) -> int:
     """
     if not item["gpus"]:
         return CPU_BUDGET
-    name = f"activations/_budget/{item['checkpoint']['model']}-{item['component']}.json"
+    facts = context.plan.facts[item["checkpoint"]["model"]]
+    whose = digest([str(facts), item["gpus"], item["compute"]])[:8]  # another model or share of a GPU is probed anew
+    name = f"activations/_budget/{item['checkpoint']['model']}-{item['component']}-{whose}.json"
     if not (context.run.path / name).is_file():
         for _, answer in context.cluster.stream(Worker, [item | {"probe": True}]):
             if not isinstance(answer, dict):

@@ -150,8 +150,10 @@ def probe(attempt: Callable[[int], None]) -> int:
         try:
             attempt(pieces)
         except torch.OutOfMemoryError:
-            continue
-        return pieces // 2
+            pass
+        else:
+            return pieces // 2
+        torch.cuda.empty_cache()  # when what failed is let go
     raise ModelError(
         f"the GPU's share has no memory for {PROBED[-1]} pieces at a time; raise resources.gpus_per_worker, or free the GPU"
     )
@@ -162,7 +164,7 @@ def _try(extractor: Any, pieces: int) -> None:
     length = min(extractor.facts.max_pieces, PROBE_LENGTH)
     rows, none = pieces // length, np.zeros(0, np.int64)
     ids = [np.zeros(length, np.int32)] * rows
-    whole = np.tile([0, length], (rows, 1))
+    whole = np.tile([1, length], (rows, 1))  # before the first piece nothing may stand that predicts it
     batch = Encoded(ids, np.arange(rows), none, none, none, none, [], [], np.ones(rows, np.int64), ids, whole)
     extractor.run(batch, [np.arange(rows)], "float32")
 

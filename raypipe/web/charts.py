@@ -21,9 +21,20 @@ CONFIG: dict[str, Any] = {
     "header": {"labelFontSize": 13, "labelFontWeight": "bold", "title": None, "labelPadding": 6},
     "legend": {"orient": "top", "title": None, "labelFontSize": 12, "symbolSize": 350, "labelLimit": 400},
 }
+NEIGHBOURS = {
+    "cka": ("CKA", "debiased linear CKA of the sentence states; chance 0"),
+    "mexa": ("MEXA", "share of sentences that are each other's nearest, above all others"),
+    "anc": ("ANC", "mean absolute correlation of a state's columns between the translations"),
+    "language_probe": ("Language probe", "accuracy of telling a sentence's language; low is mixed, chance 1/2"),
+    "retrieval": ("Retrieval", "accuracy@1 of the dictionary's words, the mean of both ways"),
+    "retrieval_centred": ("Retrieval, centred", "the same after taking each language's mean away"),
+    "stability": ("Stability", "best Jaccard of the source's concepts in the clusterings of other seeds, mean"),
+    "joint_stability": ("Joint stability", "the same for the concepts of the joint scope"),
+}
 _LABELS = {
     "calign": ("observed", "shuffled dictionary (null; band ± 2 sd)", "random weights"),
     "colap": ("observed", "permuted languages (ceiling; band ± 2 sd)", "random weights"),
+    "neighbour": ("observed", "permuted items (null; band ± 2 sd)", "random weights"),
 }
 _DASHES = [[1, 0], [2, 3], [7, 4]]
 _REVISION = "(revision == 'last' ? datum.last : datum.revision == revision)"
@@ -49,19 +60,29 @@ def _filter(axes: list[Setting], *more: str) -> str:
 
 
 def _language(metric: str) -> str:
-    member = "datum.source == language" if metric == "calign" else "indexof(split(datum.pair, '+'), language) >= 0"
+    member = {
+        "calign": "datum.source == language",
+        "colap": "indexof(split(datum.pair, '+'), language) >= 0",
+        "neighbour": "datum.source == language || (indexof(datum.pair, ' + ') > 0 && datum.target == language)",
+    }[metric]
     return f"(language == 'all' || {member})"
 
 
 def _tooltip(metric: str, frame: pd.DataFrame) -> list[alt.Tooltip]:
     fields = [("model", "model"), ("revision", "revision"), ("layer", "layer"), ("pair", "languages")]
-    numbers = [("value", metric.upper()), ("ref", "shuffled mean" if metric == "calign" else "permuted mean")]
+    numbers = [("value", _name(metric)), ("ref", "shuffled mean" if metric == "calign" else "permuted mean")]
     numbers += [("ref_max", "shuffled max"), ("coverage", "coverage")] if metric == "calign" else []
-    if frame["seeds"].max() > 1:
+    if metric == "neighbour":
+        numbers += [("lo", "interval from"), ("hi", "to"), ("chance", "chance")]
+    elif frame["seeds"].max() > 1:
         numbers += [("lo", "lowest seed"), ("hi", "highest seed")]
     return [alt.Tooltip(f"{c}:N", title=t) for c, t in fields] + [
         alt.Tooltip(f"{c}:Q", title=t, format=".3f") for c, t in numbers
     ]
+
+
+def _name(metric: str) -> str:
+    return "value" if metric == "neighbour" else metric.upper()
 
 
 def _color(models: list[str]) -> alt.Color:
@@ -74,7 +95,8 @@ def _color(models: list[str]) -> alt.Color:
 def _layers(metric: str, frame: pd.DataFrame, x: alt.X, shown: str) -> alt.LayerChart:
     """Observed curve, its reference with a band, and the random weights, for one panel."""
     labels, color = _LABELS[metric], _color(list(frame["model"].unique()))
-    y = alt.Y("value:Q", title=metric.upper(), scale=alt.Scale(domainMin=0), axis=alt.Axis(tickCount=4))
+    scale = alt.Scale(zero=True) if metric == "neighbour" else alt.Scale(domainMin=0)  # CKA may be negative
+    y = alt.Y("value:Q", title=_name(metric), scale=scale, axis=alt.Axis(tickCount=4))
     lines = alt.Legend(symbolType="stroke", symbolFillColor="transparent", symbolStrokeColor="#888")
     # The scale stands at a field (a datum may carry none); the other layers name their line by datum.
     dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=list(labels), range=_DASHES), legend=lines)
@@ -83,7 +105,7 @@ def _layers(metric: str, frame: pd.DataFrame, x: alt.X, shown: str) -> alt.Layer
         base.mark_area(opacity=0.2).encode(y=alt.Y("ref_lo:Q"), y2="ref_hi:Q"),
         base.mark_line(strokeWidth=1.5).encode(y=alt.Y("ref:Q"), strokeDash=alt.StrokeDashDatum(labels[1])),
     ]
-    if frame["seeds"].max() > 1:
+    if metric == "neighbour" or frame["seeds"].max() > 1:
         trained.append(base.mark_rule(opacity=0.6).encode(y=alt.Y("lo:Q"), y2="hi:Q"))
     observed = base.transform_calculate(line=f"'{labels[0]}'").mark_line(point=curve, strokeWidth=2.2)
     trained.append(observed.encode(y=y, strokeDash=dash, tooltip=_tooltip(metric, frame)))
@@ -96,14 +118,15 @@ def _layers(metric: str, frame: pd.DataFrame, x: alt.X, shown: str) -> alt.Layer
     return alt.layer(*parts) if len(parts) > 1 else parts[0]
 
 
-def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str) -> dict[str, Any]:
+def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str, data: str = "") -> dict[str, Any]:
     """Panels of curves, one per pair (CALIGN) or scope (COLAP).
 
     Args:
-        metric: "calign" or "colap".
-        frame: Its scores (see `frames.scores`).
+        metric: "calign", "colap", or "neighbour" for a measure beside them.
+        frame: Its scores (see `frames.scores` and `frames.neighbours`).
         axes: Its settings.
         over: "layer", at the chosen revision, or "step", over the trained revisions at the chosen layer.
+        data: Name of its data set; the metric's by default.
     """
     pairs = list(frame["pair"].unique())
     scale = alt.Scale(nice=False, zero=over == "step")
@@ -118,7 +141,7 @@ def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str) -> 
     axis = alt.Axis(values=ticks, labelExpr="format(datum.value, '~s')", grid=False, labelFlush=False)
     x = alt.X(f"{over}:Q", title=title, scale=scale, axis=axis)
     panel = _layers(metric, frame, x, _REVISION if over == "layer" else "true").properties(width=_PANEL)
-    chart = panel.facet(alt.Facet("pair:N", sort=pairs), columns=len(pairs), data=alt.NamedData(metric))
+    chart = panel.facet(alt.Facet("pair:N", sort=pairs), columns=len(pairs), data=alt.NamedData(data or metric))
     rows = [] if over == "layer" else [_LAYER]
     return _finish(chart.transform_filter(_filter(axes, _language(metric), *rows)))
 
@@ -168,3 +191,12 @@ def charts(metric: str, frame: pd.DataFrame, axes: list[Setting]) -> list[Chart]
         caption = f"{name} over the revisions, at the chosen layer, one panel per {each}."
         found.append(Chart(f"{metric}-steps", f"{name} over revisions", caption, curves(metric, frame, axes, "step")))
     return found
+
+
+def neighbour(measure: str, frame: pd.DataFrame) -> Chart:
+    """The chart over layers of a measure of `frames.neighbours`."""
+    kind, _, k = measure.partition("_k")
+    name, what = NEIGHBOURS[kind]
+    title = f"{name} over layers" + (f", K = {k}" if k else "")
+    caption = f"{what[0].upper()}{what[1:]}; rules are 95 % bootstrap intervals."
+    return Chart(f"{measure}-layers", title, caption, curves("neighbour", frame, [], "layer", measure))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from raypipe.grid import CalignSettings, ColapSettings
+from raypipe.gridscores import OF_SENTENCES, CalignSettings, ColapSettings
 
 RANDOM = "random:"
 SHARED = ("variant", "semantics", "algorithm", "k")
@@ -68,14 +68,55 @@ def scores(tables: Mapping[str, pa.Table]) -> dict[str, pd.DataFrame]:
         revision), step.
     """
     raw = {metric: _named(tables[metric], metric) for metric in OWN if metric in tables and tables[metric].num_rows}
+    _tell_components(raw.values())
+    return {metric: _averaged(frame, metric) for metric, frame in raw.items()}
+
+
+def neighbours(table: pa.Table | None) -> dict[str, pd.DataFrame]:
+    """The measures beside CALIGN and COLAP, made ready for charts over layers.
+
+    Args:
+        table: `similarity` of `schema.TABLES`, in grid order; None where the run has none.
+
+    Returns:
+        By measure (`cka`, `stability_k300`), one row per model, revision, layer and pair: value, lo and hi (the bootstrap interval),
+        ref, ref_lo, ref_hi (null's mean -+ 2 sd), chance, and the columns of `scores` that name the row.
+    """
+    if table is None:
+        return {}
+    raw = table.to_pandas().assign(name=lambda rows: rows["model"])
+    _tell_components([raw])
+    _tell_random(raw)
+    clustered = raw["k"].notna()
+    raw.loc[clustered, "measure"] += "_k" + raw.loc[clustered, "k"].astype(int).astype(str)
+    once = raw["measure"].isin(OF_SENTENCES) | raw["measure"].str.startswith("joint")
+    ends = list(zip(raw["source"], raw["target"], once, strict=True))
+    raw["pair"] = [f"{source} + {target}" if both else pair_name(source, target) for source, target, both in ends]
+    raw["ref"], spread = raw["null_mean"], 2 * raw["null_sd"]
+    raw["ref_lo"], raw["ref_hi"] = raw["ref"] - spread, raw["ref"] + spread
+    numbers = dict.fromkeys(("value", "lo", "hi", "chance", "ref", "ref_lo", "ref_hi"), "mean")
+    keys = ["measure", *_KEYS, "source", "target"]
+    frame = raw.groupby(keys, sort=False).agg(numbers | {"random": "first"}).reset_index()
+    frame = _ordered(frame.rename(columns={"group": "revision"}).astype({"random": bool}))
+    return {str(measure): part.drop(columns="measure") for measure, part in frame.groupby("measure", sort=False)}
+
+
+def _tell_components(frames: Iterable[pd.DataFrame]) -> None:
+    """Gives the rows their `model`: the `name`, with the component where any frame has several of that model."""
     components = defaultdict[str, set[str]](set)
-    for frame in raw.values():
+    for frame in frames:
         for name, component in frame[["name", "component"]].drop_duplicates().itertuples(index=False):
             components[name].add(component)
-    for frame in raw.values():
+    for frame in frames:
         at = zip(frame["name"], frame["component"], strict=True)
         frame["model"] = [f"{n} · {c}" if len(components[n]) > 1 else n for n, c in at]
-    return {metric: _averaged(frame, metric) for metric, frame in raw.items()}
+
+
+def _tell_random(raw: pd.DataFrame) -> None:
+    """Marks the rows of random weights beside trained ones, which form one `group`; another row's is its revision."""
+    trained = set(raw.loc[~raw["revision"].str.startswith(RANDOM), "model"])
+    raw["random"] = raw["revision"].str.startswith(RANDOM) & raw["model"].isin(trained)
+    raw["group"] = raw["revision"].where(~raw["random"], "random")
 
 
 def _named(table: pa.Table, metric: str) -> pd.DataFrame:
@@ -98,9 +139,7 @@ def _averaged(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
     raw["ref_max"] = raw.get("ref_max", np.nan)
     raw["ref_var"] = raw["ref_sd"] ** 2
     raw["reason"] = raw["reason"].where(raw["reason"] != "")
-    trained = set(raw.loc[~raw["revision"].str.startswith(RANDOM), "model"])
-    raw["random"] = raw["revision"].str.startswith(RANDOM) & raw["model"].isin(trained)
-    raw["group"] = raw["revision"].where(~raw["random"], "random")
+    _tell_random(raw)
     columns = {"value": "mean", "ref": "mean", "ref_var": "mean", "ref_max": "max", "count": "mean", "concepts": "mean"}
     columns |= {"coverage": "mean", "null_p": "max", "reason": "first", "random": "first"}
     grouped = raw.groupby([*_KEYS, *SHARED, *OWN[metric]], sort=False, dropna=False)

@@ -24,6 +24,8 @@ from raypipe.web.frames import Setting
 _CONCEPTS = 10  # aligned concepts listed per model and direction
 _WORDS = 12  # word pairs printed of a concept
 _LISTS = 60  # lists of concepts on the page
+_NEIGHBOUR = ["model", "revision", "layer", "pair", "source", "target", "random", "last", "value", "lo", "hi", "chance"]
+_NEIGHBOUR += ["ref", "ref_lo", "ref_hi"]  # the columns that its charts read
 _ALL_MODELS = 4  # models that the charts open with together
 
 
@@ -31,7 +33,7 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
     """The report of a run as one self-contained page.
 
     Args:
-        tables: `calign`, `aligned`, `colap` of `schema.TABLES`, in grid order; one that is absent or empty leaves its
+        tables: `calign`, `aligned`, `colap`, `similarity` of `schema.TABLES`, in grid order; one that is absent or empty leaves its
             part of the page out.
         grid: The grid as plain data, printed as YAML.
         facts: `run`, `version`, `created` (texts); `counts` (label -> number, or label -> {language: number});
@@ -50,6 +52,11 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
         drawn += charts.charts(metric, kept, varied[metric])
         sets[metric] = frames.compact(kept, _columns(metric, varied[metric]))
         notes += [note] if note else []
+    for measure, frame in frames.neighbours(tables.get("similarity")).items():
+        kept, _, note = frames.thin(frame, [])
+        drawn.append(charts.neighbour(measure, kept))
+        sets[measure] = frames.compact(kept, _NEIGHBOUR)
+        notes += [f"{measure}: {note}"] if note else []
     selects = _selects(scored, varied)
     signals = [{"name": s["name"], "value": s["opening"]} for s in selects]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("raypipe.web", ""), autoescape=True)
@@ -68,6 +75,7 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
         limits={"concepts": _CONCEPTS, "words": _WORDS, "lists": _LISTS},
         reasons=_reasons(tables),
         charts=drawn,
+        neighbours="similarity" in tables,
         notes=notes,
         selects=[s for s in selects if len(s["options"]) > 1],
         data=_json({"charts": {c.id: c.spec | {"params": signals} for c in drawn}, "sets": sets}),
@@ -177,4 +185,9 @@ def _reasons(tables: Mapping[str, pa.Table]) -> list[tuple[str, str, int]]:
     for metric in ("calign", "colap"):
         if metric in tables:
             counts.update((metric.upper(), r) for r in tables[metric]["reason"].to_pylist() if r)
+    if "similarity" in tables:
+        found = zip(
+            tables["similarity"]["measure"].to_pylist(), tables["similarity"]["reason"].to_pylist(), strict=True
+        )
+        counts.update((measure, reason) for measure, reason in found if reason)
     return [(metric, reason, n) for (metric, reason), n in sorted(counts.items())]

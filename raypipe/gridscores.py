@@ -1,0 +1,126 @@
+"""The grid's sections of scores: thresholds of CALIGN and COLAP, and the measures beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+Measure = Literal["cka", "mexa", "anc", "language_probe", "retrieval", "stability"]
+OF_SENTENCES: tuple[Measure, ...] = ("cka", "mexa", "anc", "language_probe")  # measured on states of sentences
+
+Fraction01 = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Natural = Annotated[int, Field(ge=0, le=2**63 - 2)]
+
+
+class Part(BaseModel):
+    """A section of the grid: frozen, without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def listed(value: Any) -> Any:
+    """A single value as a list of one."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values themselves, at least one and none twice."""
+    if not values:
+        raise ValueError("is empty; give at least one value")
+    return distinct(values)
+
+
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values themselves, none twice."""
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{value} is listed twice")
+    return values
+
+
+class CalignSettings(Part):
+    """Thresholds of CALIGN (spec 3.1)."""
+
+    theta: Annotated[tuple[Fraction01, ...], BeforeValidator(listed)] = Field(
+        (0.8,), description="theta_align, fraction of types."
+    )
+    translations: Annotated[tuple[Positive, ...], BeforeValidator(listed)] = Field(
+        (10,), description="Best translations per word."
+    )
+    min_types: Annotated[tuple[Positive, ...], BeforeValidator(listed)] = Field(
+        (5,), description="Least types of a source concept."
+    )
+    size_ratio: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(listed)] = Field(
+        (0.6,), description="Least smaller/larger type count; 0 = off."
+    )
+    null_draws: Natural = Field(20, description="Shuffled dictionaries drawn for the null.")
+
+    _not_empty = field_validator("theta", "translations", "min_types", "size_ratio")(unique)
+
+
+class ColapSettings(Part):
+    """Thresholds of COLAP (spec 3.2)."""
+
+    theta: Annotated[tuple[float, ...], BeforeValidator(listed)] = Field(
+        (0.3,), description="theta_overlap, fraction of points."
+    )
+    min_types: Annotated[tuple[Positive, ...], BeforeValidator(listed)] = Field(
+        (1,), description="Least types of a concept."
+    )
+    rule: str = Field(
+        "all", pattern=r"^(all|at_least:\d+)$", description="Languages that must reach theta: all, or at_least:m."
+    )
+    scopes: Literal["pairs", "all"] = Field("pairs", description="A joint scope per pair, or one of all languages.")
+    null_draws: Natural = Field(20, description="Permutations of the languages drawn for the ceiling.")
+
+    _not_empty = field_validator("theta", "min_types")(unique)
+
+    @field_validator("theta")
+    @classmethod
+    def _fraction(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        for value in values:
+            if value > 1:
+                raise ValueError(f"{value:g}: fraction expected, did you mean {value / 100:g}?")
+            if not 0 < value <= 0.5:
+                raise ValueError(
+                    f"{value:g} is outside (0, 0.5]: two languages cannot both hold more than half of a concept"
+                )
+        return values
+
+
+class SimilaritySettings(Part):
+    """The neighbouring measures of each pair at each layer."""
+
+    measures: Annotated[tuple[Measure, ...], BeforeValidator(listed)] = Field(
+        (),
+        description="cka, mexa, anc and language_probe (states of sentences: `states.also`), retrieval (of the lexicon's words), "
+        "stability (of concepts between `concepts.seeds`).",
+    )
+    permutations: Positive = Field(200, description="Permutations drawn for the null of each.")
+    resamples: Positive = Field(1000, description="Bootstrap samples drawn for the interval of each.")
+
+    _distinct = field_validator("measures")(distinct)
+
+    def check_inputs(self, also: Sequence[str], seeds: Sequence[int]) -> None:
+        """Whether the grid has what the measures read.
+
+        Args:
+            also: Its `states.also`.
+            seeds: Its `concepts.seeds`.
+
+        Raises:
+            ValueError: It lacks an input; the message names both fields.
+        """
+        for measure in self.measures:
+            if measure in OF_SENTENCES and "sentences" not in also:
+                raise ValueError(
+                    f"similarity.measures {measure}: reads the states of sentences; add sentences to states.also, or leave it out"
+                )
+            if measure == "stability" and len(seeds) < 2:
+                raise ValueError(
+                    f"similarity.measures stability: compares clusterings of at least two concepts.seeds, found {len(seeds)}; add "
+                    "one, or leave it out"
+                )

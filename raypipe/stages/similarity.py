@@ -1,0 +1,308 @@
+"""Stage similarity: what other papers measure, from the states and clusterings that CALIGN and COLAP are made of.
+
+One cell, and one task, per (model, revision, component, variant, pair), which writes a part of the flat table; none without
+`similarity.measures`. Sentences are paired by their line, words by the dictionary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, lru_cache, partial
+from itertools import chain, product
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import sparse
+
+from raypipe.errors import InputError
+from raypipe.grid import Grid
+from raypipe.gridscores import OF_SENTENCES
+from raypipe.rundir import Cell, Mark, RunDir
+from raypipe.schema import TABLES, make_table
+from raypipe.science.agreement import stability
+from raypipe.science.incidence import IntArray, numbered
+from raypipe.science.intervals import Estimate, FloatArray, Sampling
+from raypipe.science.occurrences import normalise
+from raypipe.science.probes import language_probe
+from raypipe.science.similarity import anc, centred, cka, mexa, retrieval
+from raypipe.stages.context import Context, Item, Receipt
+from raypipe.stages.plan import Plan, joint, scope_name
+from raypipe.statefile import read_layer
+
+NAME, VERSION = "similarity", 1
+FIELDS = ("words.normalise", "similarity.permutations", "similarity.resamples")
+FLAT = "scores/similarity.parquet"
+KINDS = {"extract": "words", "sentences": "sentences"}  # of states, in reasons
+SEED = 0  # of the permutations and the bootstrap
+Row = dict[str, Any]
+States = NDArray[np.float32]
+Pair = tuple[str, str]
+Forms = tuple[list[str], list[str]]
+Measured = tuple[Estimate, int | None]  # and the items that could not be paired
+
+
+def cells(plan: Plan, made: dict[str, list[Cell]]) -> list[Cell]:
+    """One cell per checkpoint, component and pair where the grid asks for measures; `made` are the cells of the stages before."""
+    grid, found = plan.grid, list[Cell]()
+    fields = plan.fields(*FIELDS) | {"similarity version": VERSION}
+    clustered = "stability" in grid.similarity.measures
+    for checkpoint, component in plan.cells_of_models() if grid.similarity.measures else ():
+        state = (
+            ("model", checkpoint.model),
+            ("revision", checkpoint.revision),
+            ("component", component),
+            ("variant", plan.variant),
+        )
+        for pair in grid.language_pairs():
+            sides = plan.sides_of(pair, checkpoint.model, component)
+            names = {*(side.name for side in sides), scope_name(joint(sides))}
+            own = [
+                cell.fingerprint
+                for stage, axis in _read_by(grid)
+                for cell in made[stage]
+                if cell.key[:4] == state and cell[axis] in names
+            ]
+            if "retrieval" in grid.similarity.measures:
+                own += [c.fingerprint for c in made["lexicon"] if {c["source"], c["target"]} == set(pair)]
+            axes = {
+                "inputs": sorted(own),
+                "layers": plan.layers[checkpoint.model, component],
+                "measures": grid.similarity.measures,
+                "clusterings": [repr(plan.fields("concepts.k", "concepts.seeds"))] if clustered else [],
+            }
+            found.append(Cell(NAME, (*state, ("pair", "+".join(pair))), fields, {}, axes))
+    return found
+
+
+def _read_by(grid: Grid) -> list[tuple[str, str]]:
+    """The stages whose cells the measures read, each with the axis that names the side or scope."""
+    measures = set(grid.similarity.measures)
+    reads = [("sentences", "lang")] if measures & set(OF_SENTENCES) else []
+    reads += [("extract", "lang")] if "retrieval" in measures else []
+    return reads + ([("concepts", "scope")] if "stability" in measures else [])
+
+
+def run(context: Context, left: list[Cell]) -> None:
+    """Measures every pair that is not there yet; where an input failed, the rows say so and the next run measures it again."""
+    context.watcher.start(NAME, len(left), "pairs")
+    items, lacking = [_item(context, cell) for cell in left], 0
+    for cell, receipt in context.each(context.cluster.map(work, items), left):
+        # Marked as of other inputs than asked for, as an incomplete cell of scores is.
+        context.finish(replace(cell, axes={**cell.axes, "inputs": []}) if receipt["missing"] else cell, receipt)
+        lacking += receipt["missing"] > 0
+    if lacking:
+        context.watcher.note(f"similarity: {lacking} of {len(left)} pairs lack an input; those rows say input_failed")
+
+
+def _item(context: Context, cell: Cell) -> Item:
+    plan, pair = context.plan, tuple(cell["pair"].split("+"))
+    sides = plan.sides_of(pair, cell["model"], cell["component"])
+    return {
+        "run": str(context.run.path),
+        "grid": plan.grid.to_dict(),
+        "state": {axis: cell[axis] for axis in ("model", "revision", "component", "variant")},
+        "states": cell.path.rpartition("/")[0],
+        "part": _part(cell),
+        "sides": {side.language: side.name for side in sides},
+        "joint": scope_name(joint(sides)) if tuple(sorted(pair)) in plan.grid.joint_scopes() else None,
+        "lexicons": [d for d in plan.grid.directions() if plan.grid.lexicon.induce or plan.lexicon[d]],
+        "layers": plan.layers[cell["model"], cell["component"]],
+    }
+
+
+def _part(cell: Cell) -> str:
+    return f"similarity/parts/{cell.path}/similarity.parquet"
+
+
+def work(item: Item) -> Receipt:
+    """Measures one pair of one checkpoint at every layer.
+
+    Returns:
+        {"files", "seconds", "missing"}: `missing` counts the states and clusterings that were needed and are not there.
+
+    Raises:
+        RunError: A file of the run is damaged.
+    """
+    started, pair = time.perf_counter(), _Pair(item)
+    table = make_table(NAME, list(pair.rows()))
+    files = {item["part"]: RunDir(item["run"]).write_table(item["part"], table)}
+    return {"files": files, "seconds": time.perf_counter() - started, "missing": len(pair.missing)}
+
+
+def flatten(run: RunDir, finished: Sequence[Cell]) -> dict[str, pa.Table]:
+    """Writes the flat table from the parts of the finished cells, in grid order.
+
+    Returns:
+        The table by its name; nothing where no cell is finished, and no file then.
+    """
+    if not finished:
+        run.remove(FLAT)
+        return {}
+    table = pa.concat_tables([run.read_table(_part(cell)) for cell in finished]).combine_chunks()
+    run.write_table(FLAT, table)
+    return {NAME: table}
+
+
+class _Unmeasured(Exception):
+    """Why a measure has no value, in the words of the column `reason`."""
+
+
+class _Words(NamedTuple):
+    """The kept occurrences of one language: their files, the distinct words, and the word of each occurrence per file."""
+
+    files: list[str]
+    types: dict[str, int]
+    word: list[IntArray]
+
+
+def _probe(x: States, y: States, sampling: Sampling) -> Estimate:
+    return language_probe(np.stack([x, y]), sampling)
+
+
+SENTENCE_MEASURES = dict(zip(OF_SENTENCES, (cka, mexa, anc, _probe), strict=True))
+
+
+class _Pair:
+    """The rows of one pair of one checkpoint; `missing` names the inputs that were looked for and are not there."""
+
+    def __init__(self, item: Item) -> None:
+        self.missing = set[str]()
+        self._item, self._run, self._grid = item, RunDir(item["run"]), Grid(**item["grid"])
+        settings = self._grid.similarity
+        self._measures = settings.measures
+        self._sampling = Sampling(settings.permutations, settings.resamples, SEED)
+        source, target = item["sides"]
+        self._pair: Pair = (source, target)
+        self._directions: tuple[Pair, ...] = (self._pair, (target, source))
+        # What several measures read is read once for all of them.
+        self._sentences, self._entries = lru_cache(1)(self._read_sentences), lru_cache(1)(self._read_entries)
+        self._words, self._lexicon = cache(self._read_words), cache(self._read_lexicon)
+
+    def rows(self) -> Iterator[Row]:
+        """By layer and measure, in the order of the grid, then by direction."""
+        for layer, measure in product(self._item["layers"], self._measures):
+            if measure in SENTENCE_MEASURES:
+                yield self._row(layer, measure, self._pair, partial(self._of_sentences, layer, measure))
+            elif measure == "retrieval":
+                for direction, centre in product(self._directions, (False, True)):
+                    name = "retrieval_centred" if centre else "retrieval"
+                    yield self._row(layer, name, direction, partial(self._of_words, layer, direction, centre))
+            else:
+                for k, (name, direction, scope) in product(self._grid.concepts.k, self._scopes()):
+                    yield self._row(layer, name, direction, partial(self._of_concepts, layer, scope, k), k)
+
+    def _row(
+        self, layer: int, measure: str, languages: Pair, compute: Callable[[], Measured], k: int | None = None
+    ) -> Row:
+        row: Row = dict.fromkeys(column.name for column in TABLES[NAME]) | self._item["state"]
+        row |= {"layer": layer, "source": languages[0], "target": languages[1], "measure": measure, "k": k}
+        try:
+            found, unpaired = compute()
+        except (_Unmeasured, InputError) as error:
+            return row | {"reason": str(error)}
+        row |= {name: getattr(found, name) for name in ("value", "lo", "hi", "chance", "items", "left_out")}
+        row |= {f"null_{name}": value for name, value in found.null._asdict().items()} if found.null else {}
+        return row | {"unpaired": unpaired, "reason": "undefined" if found.value is None else ""}
+
+    def _of_sentences(self, layer: int, measure: str) -> Measured:
+        x, y, unpaired = self._sentences(layer)
+        return SENTENCE_MEASURES[measure](x, y, self._sampling), unpaired
+
+    def _of_words(self, layer: int, direction: Pair, centre: bool) -> Measured:
+        x, y, forms, unpaired = self._entries(layer, direction)
+        sides = (centred(x), centred(y)) if centre else (x, y)
+        return retrieval(*sides, *forms, self._sampling), unpaired
+
+    def _of_concepts(self, layer: int, scope: str, k: int) -> Measured:
+        folder = f"{self._item['states']}/layer={layer:02d}/scope={scope}/k={k:04d}"
+        places = {f"{scope} seed {seed}": f"{folder}/seed={seed}" for seed in self._grid.concepts.seeds}
+        self._marks("concepts", places)
+        labels = [self._run.read_table(f"concepts/{place}/labels.parquet", ["concept"]) for place in places.values()]
+        first, *others = (table.column(0).to_numpy() for table in labels)
+        return stability(first, others, self._sampling), None
+
+    def _scopes(self) -> Iterator[tuple[str, Pair, str]]:
+        """Whose concepts are compared between seeds: a direction's source, and the pair's joint scope where the grid has it."""
+        for direction in self._directions:
+            yield "stability", direction, self._item["sides"][direction[0]]
+        if self._item["joint"]:
+            yield "joint_stability", self._pair, self._item["joint"]
+
+    def _read_sentences(self, layer: int) -> tuple[States, States, int]:
+        """The states of the sentences that both languages have, float32 [n, d] each, and how many only one has."""
+        files = self._files("sentences", self._pair)
+        source, target = (
+            np.concatenate([self._run.read_table(file, ["sentence"]).column(0).to_numpy() for file in of_side])
+            for of_side in files
+        )
+        common, *places = np.intersect1d(source, target, assume_unique=True, return_indices=True)
+        x, y = (
+            np.concatenate([read_layer(self._run.path / file, layer) for file in of_side])[at]
+            for of_side, at in zip(files, places, strict=True)
+        )
+        return x, y, len(source) + len(target) - 2 * len(common)
+
+    def _read_entries(self, layer: int, direction: Pair) -> tuple[FloatArray, FloatArray, Forms, int]:
+        """Word vectors of the dictionary's entries, float64 [n, d] each, both words of each, and the entries without states.
+
+        A word's vector is the mean over its kept occurrences.
+        """
+        entries = self._lexicon(direction)
+        self._files("extract", direction)  # names both where both failed
+        source, target = map(self._words, direction)
+        kept = [(s, t) for s, t in entries if s in source.types and t in target.types]
+        forms = [s for s, _ in kept], [t for _, t in kept]
+        x, y = (
+            self._means(words, layer)[np.array([words.types[word] for word in of_side], np.int64)]
+            for words, of_side in zip((source, target), forms, strict=True)
+        )
+        return x, y, forms, len(entries) - len(kept)
+
+    def _means(self, words: _Words, layer: int) -> FloatArray:
+        """The mean state of each word, float64 [types, d]; summed file by file, of which one is held."""
+        sums, types = np.zeros(()), len(words.types)
+        for file, index in zip(words.files, words.word, strict=True):
+            which = sparse.csr_array((np.ones(len(index)), (index, np.arange(len(index)))), shape=(types, len(index)))
+            sums = sums + which @ read_layer(self._run.path / file, layer).astype(np.float64)
+        return np.asarray(sums / np.bincount(np.concatenate(words.word))[:, None])
+
+    def _read_words(self, language: str) -> _Words:
+        [files] = self._files("extract", (language,))
+        how = self._grid.words.normalise
+        words = [[normalise(w, how) for w in self._run.read_table(f, ["word"]).column(0).to_pylist()] for f in files]
+        names, index = numbered(chain.from_iterable(words))
+        ends = np.cumsum([len(of_file) for of_file in words])
+        return _Words(files, {name: i for i, name in enumerate(names)}, np.split(index, ends[:-1]))
+
+    def _read_lexicon(self, direction: Pair) -> list[Pair]:
+        """The (source word, target word) of every entry of a direction's dictionary."""
+        if direction not in self._item["lexicons"]:
+            raise _Unmeasured("no_lexicon")
+        source, target = direction
+        place = f"source={source}/target={target}"
+        self._marks("lexicon", {f"dictionary {source}-{target}": place})
+        table = self._run.read_table(f"lexicon/{place}.parquet", ["source_word", "target_word"])
+        return list(zip(*table.to_pydict().values(), strict=True))
+
+    def _files(self, stage: str, languages: Pair | tuple[str]) -> list[list[str]]:
+        """The files of states of each language, in shard order."""
+        sides = [self._item["sides"][language] for language in languages]
+        places = {f"{KINDS[stage]} {side}": f"{self._item['states']}/lang={side}" for side in sides}
+        return [[name for name, _ in mark.receipt["shards"]] for mark in self._marks(stage, places)]
+
+    def _marks(self, stage: str, places: Mapping[str, str]) -> list[Mark]:
+        """The marks of the cells of a stage at some places.
+
+        Raises:
+            _Unmeasured: One or more are not there; the reason holds their names.
+        """
+        marks = {name: self._run.mark_at(stage, place) for name, place in places.items()}
+        lacking = [name for name, mark in marks.items() if mark is None]
+        if lacking:
+            self.missing.update(lacking)
+            raise _Unmeasured(f"input_failed: {', '.join(lacking)}")
+        return [mark for mark in marks.values() if mark]

@@ -1,0 +1,295 @@
+"""The neighbouring measures of a run: every row there, equal to the science on the run's own states, and honest where it cannot be."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_world
+
+import raypipe
+from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, RunError
+from raypipe.gridscores import OF_SENTENCES
+from raypipe.science import probes, similarity
+from raypipe.science.agreement import stability
+from raypipe.science.intervals import Sampling
+
+ALL = [*OF_SENTENCES, "retrieval", "stability"]
+DRAWS = {"permutations": 2, "resamples": 3}
+SAMPLING = Sampling(2, 3)
+FLAT = "scores/similarity.parquet"
+
+
+def make(world: tiny_world.World, measures: list[str], **changed: Any) -> raypipe.Grid:
+    """The tiny world at one checkpoint."""
+    models = [{"name": "tiny", "path": str(world.path / "model"), "revisions": ["step-2"]}]
+    asked = {"states": {"also": ["sentences"]}, "similarity": {"measures": measures} | DRAWS, "models": models}
+    return raypipe.Grid(**world.grid(**asked | changed))
+
+
+def ran(grid: raypipe.Grid, place: Path, **only: Any) -> raypipe.Run:
+    return raypipe.run(grid, place, "inprocess", **only)
+
+
+def rows(run: raypipe.Run) -> pd.DataFrame:
+    found: pd.DataFrame = run.similarity().to_pandas()
+    return found
+
+
+def times(run: Path, stage: str = "") -> dict[str, int]:
+    """When each mark was written."""
+    return {str(file): file.stat().st_mtime_ns for file in (run / "_done" / stage).rglob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def whole(world: tiny_world.World, tmp_path_factory: pytest.TempPathFactory) -> raypipe.Run:
+    """A run with all measures."""
+    return ran(make(world, ALL), tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_every_layer_and_pair_has_its_rows_in_the_order_of_the_grid(whole: raypipe.Run) -> None:
+    expected = [
+        (layer, source, target, measure)
+        for a, b in (("en", "de"), ("en", "fr"), ("de", "fr"))
+        for layer in (1, 3)
+        for measures, directions in (
+            *(([measure], [(a, b)]) for measure in OF_SENTENCES),
+            *((["retrieval", "retrieval_centred"], [direction]) for direction in ((a, b), (b, a))),
+            *((["stability"], [direction]) for direction in ((a, b), (b, a))),
+            (["joint_stability"], [(a, b)]),
+        )
+        for source, target in directions
+        for measure in measures
+    ]
+    found = rows(whole)
+    assert list(zip(found.layer, found.source, found.target, found.measure, strict=True)) == expected
+    lacking = found[found.reason != ""]
+    assert set(zip(lacking.source, lacking.target, lacking.measure, lacking.reason, strict=True)) == {
+        (source, target, f"retrieval{how}", "no_lexicon")
+        for source, target in (("de", "fr"), ("fr", "de"))
+        for how in ("", "_centred")
+    }
+    there = found[found.reason == ""]
+    assert there[["value", "lo", "hi", "null_mean", "null_sd", "null_max", "null_p", "items"]].notna().all(axis=None)
+    assert set(there.k.dropna()) == {6}
+    assert (there.k.notna() == there.measure.str.contains("stability")).all()
+
+
+def test_the_values_are_those_of_the_science_on_the_runs_own_states(whole: raypipe.Run) -> None:
+    found = rows(whole).set_index(["layer", "source", "target", "measure"])
+    (lines, x), (others, y) = (whole.states("tiny", "step-2", lang, 3, of="sentences") for lang in ("en", "de"))
+    assert lines["sentence"] == others["sentence"]
+    expected = {
+        "cka": similarity.cka(x, y, SAMPLING),
+        "mexa": similarity.mexa(x, y, SAMPLING),
+        "anc": similarity.anc(x, y, SAMPLING),
+        "language_probe": probes.language_probe(np.stack([x, y]), SAMPLING),
+    }
+    means = {}
+    for language in ("en", "de"):
+        points, states = whole.states("tiny", "step-2", language, 3)
+        words = np.array(points["word"].to_pylist())
+        means[language] = {word: states[words == word].astype(np.float64).mean(axis=0) for word in set(words)}
+    pairs = [(tiny_world.word("en", c), tiny_world.word("de", c)) for c in range(tiny_world.CONCEPTS - 2)]
+    pairs = sorted(pair for pair in pairs if pair[0] in means["en"] and pair[1] in means["de"])
+    forms = [list(side) for side in zip(*pairs, strict=True)]
+    x, y = (np.array([means[lang][word] for word in words]) for lang, words in zip(("en", "de"), forms, strict=True))
+    labels = [
+        [whole.concepts(scope=scope, layer=3, seed=seed)["concept"].to_numpy() for seed in (0, 1)]
+        for scope in ("en", "de+en")
+    ]
+    expected["stability"], expected["joint_stability"] = (stability(a, [b], SAMPLING) for a, b in labels)
+    for measure, estimate in expected.items():
+        row = found.loc[(3, "en", "de", measure)]
+        assert (row.value, row.lo, row.hi, row["items"]) == (estimate.value, estimate.lo, estimate.hi, estimate.items)
+        assert estimate.null is not None
+        assert tuple(row[["null_mean", "null_sd", "null_max", "null_p"]]) == estimate.null
+    # Which permutation falls on which entry depends on their order, the value does not.
+    for measure, sides in (
+        ("retrieval", (x, y)),
+        ("retrieval_centred", (similarity.centred(x), similarity.centred(y))),
+    ):
+        row = found.loc[(3, "en", "de", measure)]
+        naive = similarity.retrieval(*sides, forms[0], forms[1], SAMPLING)
+        assert (row.value, row.chance, row["items"]) == (pytest.approx(naive.value), naive.chance, len(pairs))
+
+
+@pytest.mark.parametrize("choice", ["language", "pairwise"])
+def test_a_mirrored_language_is_as_alike_as_can_be(world: tiny_world.World, tmp_path: Path, choice: str) -> None:
+    text = (world.path / "text/en.txt").read_text()
+    for language in ("en", "xx"):
+        (tmp_path / f"{language}.txt").write_text(text)
+    (tmp_path / "en-xx.dict").write_text("".join(f"{word} {word}\n" for word in sorted(set(text.split()))))
+    links = (" ".join(f"{i}-{i}" for i in range(len(line.split()))) for line in text.splitlines())
+    (tmp_path / "en-xx.pharaoh").write_text("\n".join(links) + "\n")
+    alignment = str(tmp_path / "{source}-{target}.pharaoh")
+    changed: dict[str, Any] = {
+        "languages": ["en", "xx"],
+        "corpus": {"path": str(tmp_path / "{lang}.txt")},
+        "lexicon": {"format": "muse", "path": str(tmp_path / "{source}-{target}.dict")},
+        "words": {"filter": "pairwise", "alignment": alignment} if choice == "pairwise" else {},
+        "layers": [3],
+    }
+    found = rows(ran(make(world, ALL, **changed), tmp_path / "run")).set_index("measure")
+    for measure in ("cka", "mexa", "anc", "retrieval", "retrieval_centred"):
+        assert np.allclose(found.loc[[measure]].value, 1), measure
+    assert found.loc["language_probe"].value == 0.5
+    assert set(found.unpaired.dropna()) == {0}
+    assert (found.null_mean[found.index != "language_probe"] < 0.7).all()
+
+
+def test_what_cannot_be_measured_says_why_and_what_has_no_partner_is_counted(
+    world: tiny_world.World, tmp_path: Path
+) -> None:
+    lines = {"en": ["a b"] * 5 + ["a b c d"], "de": ["A B"] * 6}
+    for language, text in lines.items():
+        (tmp_path / f"{language}.txt").write_text("\n".join(text) + "\n")
+    (tmp_path / "en-de.dict").write_text("a A\nz Z\n")
+    changed: dict[str, Any] = {
+        "languages": ["en", "de"],
+        "corpus": {"path": str(tmp_path / "{lang}.txt")},
+        "lexicon": {"format": "muse", "path": str(tmp_path / "{source}-{target}.dict")},
+        "words": {"max_words": 3},
+        "concepts": {"k": 1},
+        "layers": [0],
+    }
+    run = ran(make(world, ["cka", "mexa", "retrieval"], **changed), tmp_path / "run")
+    found = rows(run).set_index(["measure", "source"])
+    assert tuple(found.loc[("cka", "en")][["reason", "items", "unpaired"]]) == ("undefined", 5, 1)
+    assert tuple(found.loc[("mexa", "en")][["reason", "value", "unpaired"]]) == ("", 0, 1)  # copies are no matches
+    few = "retrieval: 1 items; at least 2 are needed, give more text"
+    assert set(found.loc["retrieval"].reason) == {few}
+    assert f"retrieval: {few} (2 rows)" in run.report.read_text()
+
+
+def test_a_run_goes_on_where_it_was_and_a_new_measure_touches_nothing_else(
+    world: tiny_world.World, whole: raypipe.Run, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    ran(make(world, []), place)
+    others = {name for name in times(place) if "/similarity/" not in name}
+    assert not (place / "similarity").exists()
+    assert not (place / FLAT).exists()
+    before = times(place)
+    ran(make(world, ["cka"]), place)
+    assert set(rows(raypipe.open_run(place)).measure) == {"cka"}
+    ran(make(world, ALL), place)
+    assert {name: before[name] for name in others} == {n: at for n, at in times(place).items() if n in others}
+    assert (place / FLAT).read_bytes() == (whole.path / FLAT).read_bytes()  # whatever was there before
+    done = times(place)
+    (place / FLAT).unlink()
+    ran(make(world, ALL), place)
+    assert times(place) == done
+    assert (place / FLAT).read_bytes() == (whole.path / FLAT).read_bytes()
+    changed = make(world, ALL, similarity={"measures": ALL} | DRAWS | {"permutations": 4})
+    with pytest.raises(FingerprintMismatch, match=r"similarity\.permutations = 2, now 4; use --rerun similarity"):
+        ran(changed, place)
+    ran(changed, place, rerun="similarity")
+    assert {name: at for name, at in times(place).items() if name in others} == before
+    ran(make(world, []), place)
+    assert not (place / FLAT).exists()  # the grid asks for it no more
+    with pytest.raises(RunError, match=r"its grid asks for no measures; name some in similarity.measures"):
+        raypipe.open_run(place).similarity()
+
+
+def test_a_failed_input_leaves_rows_that_say_so_and_is_made_up_for(world: tiny_world.World, tmp_path: Path) -> None:
+    """A file stands where the folder of the German sentence states should be, which fails the whole forward."""
+    place, state = tmp_path / "run", "model=tiny/revision=step-2/component=encoder/variant=v-default"
+    grid = make(world, ["mexa", "stability", "retrieval"], layers=[1], pairs=["en-de", "en-fr"])
+    ran(grid, place, only="corpus")
+    blocked = place / "sentences" / state / "lang=de"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("")
+    with pytest.raises(CellsFailed, match="cannot be written"):
+        ran(grid, place)
+    found = rows(raypipe.open_run(place))
+    german = found[(found.source == "de") | (found.target == "de")]
+    assert set(zip(german.source, german.measure, german.reason, strict=True)) == {
+        ("en", "mexa", "input_failed: sentences de"),
+        ("en", "stability", ""),
+        ("de", "stability", "input_failed: de seed 0, de seed 1"),
+        ("en", "joint_stability", "input_failed: de+en seed 0, de+en seed 1"),
+        *((lang, f"retrieval{how}", "input_failed: words de") for lang in ("en", "de") for how in ("", "_centred")),
+    }
+    assert german[german.reason != ""].value.isna().all()
+    assert set(found.drop(german.index).reason) == {""}
+    with pytest.raises(CellsFailed, match=r"1 of 2 pairs lack an input, their rows say input_failed; run again wi"):
+        ran(grid, place, only="similarity")
+    blocked.unlink()
+    kept = times(place, "similarity/" + state)
+    again = ran(grid, place)
+    assert set(rows(again).reason) == {""}
+    assert {name for name, at in times(place, "similarity/" + state).items() if kept[name] == at} == {
+        name for name in kept if "en+fr" in name
+    }
+
+
+def test_states_of_words_that_failed_are_named(world: tiny_world.World, tmp_path: Path) -> None:
+    place, state = tmp_path / "run", "model=tiny/revision=step-2/component=encoder/variant=v-default"
+    grid = make(world, ["retrieval"], layers=[1], pairs=["en-de"])
+    ran(grid, place, only="corpus")
+    for language in ("en", "de"):
+        file = place / "activations" / state / f"lang={language}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    with pytest.raises(CellsFailed, match="cannot be written"):
+        ran(grid, place)
+    found = rows(raypipe.open_run(place))
+    assert set(found.reason) == {"input_failed: words en, words de", "input_failed: words de, words en"}
+
+
+def test_measures_whose_input_the_grid_lacks_are_refused(world: tiny_world.World) -> None:
+    for measure in OF_SENTENCES:
+        why = f"similarity.measures {measure}: reads the states of sentences; add sentences to states.also, or leave it out"
+        with pytest.raises(GridError, match=f"^{why}$"):
+            make(world, [measure], states={})
+    with pytest.raises(
+        GridError,
+        match=r"^similarity\.measures stability: compares clusterings of at least two concepts\.seeds, found 1; ",
+    ):
+        make(world, ["stability"], concepts={"k": 6, "seeds": [0]})
+    with pytest.raises(GridError, match=r"^similarity\.measures: cka is listed twice"):
+        make(world, ["cka", "cka"])
+    with pytest.raises(GridError, match=r"similarity\.measures.*'cko' is not available; expected 'cka'"):
+        make(world, ["cko"])
+    assert make(world, ["retrieval"], states={}).similarity.measures == ("retrieval",)
+
+
+def test_the_report_draws_each_measure_over_the_layers(whole: raypipe.Run) -> None:
+    page = whole.report.read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    data = json.loads(found[1])
+    names = [*OF_SENTENCES, "retrieval", "retrieval_centred", "stability_k6", "joint_stability_k6"]
+    assert [name for name in data["charts"] if name.split("-")[0] in names] == [f"{name}-layers" for name in names]
+    for name in names:
+        spec, table = data["charts"][f"{name}-layers"], data["sets"][name]
+        alt.Chart.from_dict(spec, validate=True)
+        read = set(re.findall(r"datum\.([a-z_]+)|\"field\": \"(\w+)\"", json.dumps(spec)))
+        assert {a or b for a, b in read} - {"line"} <= set(table["columns"])
+        assert f'id="{name}-layers"' in page
+    table = rows(whole)
+    cka = table[table.measure == "cka"]
+    columns = data["sets"]["cka"]["columns"]
+    drawn = pd.DataFrame(data["sets"]["cka"]["rows"], columns=columns).sort_values(["source", "target", "layer"])
+    expected = cka.sort_values(["source", "target", "layer"]).value.round(6).tolist()
+    assert drawn.value.tolist() == expected
+    assert set(drawn.pair) == {"en + de", "en + fr", "de + fr"}
+    assert set(pd.DataFrame(data["sets"]["retrieval"]["rows"], columns=columns).pair) >= {"en → de", "de → en"}
+    assert "retrieval: no_lexicon (4 rows)" in page
+
+
+def test_show_prints_the_measures(whole: raypipe.Run, command: Callable[..., Any]) -> None:
+    flags = ("--layer", 3, "--pair", "de-en")
+    done = command("show", whole.path, "similarity", *flags, "--json")
+    table = rows(whole)
+    wanted = table[(table.layer == 3) & table.source.isin(["en", "de"]) & table.target.isin(["en", "de"])]
+    assert [row["measure"] for row in json.loads(done.out)] == wanted.measure.tolist()
+    assert "joint_stability" in command("show", whole.path, "similarity", *flags).out
