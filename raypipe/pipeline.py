@@ -172,8 +172,6 @@ def run(
     _check_inputs(RunDir(place), only, cells, again)
     context = Context(RunDir.create(place, grid.name), plan, _Unused(), watcher)
     with context.run.only_writer():
-        if only == "report" and not any(_serves(context.run, cell) for cell in cells["scores"]):
-            raise RunError(f"{place}: nothing is scored for this grid yet; finish it with `raypipe run`")
         _work(context, cells, only, again, address)
         if only in (None, *SCORED, "report"):
             try:
@@ -221,6 +219,8 @@ def _work(context: Context, cells: Cells, only: str | None, again: tuple[str, ..
         for name in cells
         if name in _needed_for(only)
     }
+    if only == "report" and not any(scores.serves(context.run, cell) for cell in cells["scores"]):
+        raise RunError(f"{context.run.path}: nothing is scored for this grid yet; finish it with `raypipe run`")
     if not any(left[stage.name] for stage in stages):
         of_stages = cells.values() if only in (None, "report") else [cells[only]]
         missing = sum(map(len, left.values()))
