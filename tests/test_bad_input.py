@@ -458,7 +458,8 @@ def test_parquet_is_read_to_the_same_tables(desk: Desk, expected: dict[str, byte
 @pytest.fixture
 def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`datasets` keeps what it makes in the test's folder, and asks no network."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()

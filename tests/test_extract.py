@@ -74,7 +74,7 @@ def test_a_worker_that_is_to_have_a_gpu_does_not_compute_on_the_cpu(world: tiny_
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
+        pytest.skip("a machine without a GPU is absent")
     grid = small(world, resources={"gpus_per_worker": 0.5})
     message = (
         r"resources\.gpus_per_worker is 0\.5 but this worker sees no CUDA device; set it to 0 or start Ray on GPU nodes"
@@ -88,7 +88,7 @@ def test_a_gpu_is_used_where_it_is_asked_for(world: tiny_world.World, tmp_path: 
     import torch
 
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+        pytest.skip("a GPU is absent")
     torch.cuda.reset_peak_memory_stats()
     on_gpu = extracted(small(world, resources={"gpus_per_worker": 1}), tmp_path / "gpu")
     assert torch.cuda.max_memory_allocated() > 0

@@ -180,7 +180,7 @@ def _pairs(first: str, second: str) -> list[tuple[str, str]]:
 
 def test_an_induced_dictionary_translates_and_is_called_circular(world: tiny_world.World, tmp_path: Path) -> None:
     """The two languages of the tiny world say the same word by word, so nearly every best translation is right."""
-    pytest.importorskip("eflomal")
+    pytest.importorskip("eflomal", reason="eflomal is absent (the extra raypipe[align], which needs a C compiler)")
     notes = Notes()
     grid = Grid(**world.grid(languages=["en", "de"], lexicon={"induce": "eflomal"}, layers=[1]))
     run = raypipe.run(grid, tmp_path / "run", "inprocess", watcher=notes)
@@ -209,7 +209,7 @@ def test_induction_that_cannot_be_done(
         without.setitem(sys.modules, "eflomal", None)
         with pytest.raises(CellsFailed, match=r"eflomal is not installed; `pip install raypipe\[align\]`"):
             raypipe.run(Grid(**grid), tmp_path / "run", "inprocess")
-    pytest.importorskip("eflomal")
+    pytest.importorskip("eflomal", reason="eflomal is absent (the extra raypipe[align], which needs a C compiler)")
     lines = {"en": "one two three\nfour\n", "de": "eins\nvier f\u00fcnf sechs\n"}
     for language, text in lines.items():
         (tmp_path / f"{language}.txt").write_text(text)
