@@ -23,6 +23,7 @@ from pydantic import (
 from raypipe.errors import GridError
 from raypipe.gridcheck import one_line
 from raypipe.gridscores import (
+    OF_SENTENCES,
     CalignSettings,
     ColapSettings,
     Natural,
@@ -91,6 +92,14 @@ class Corpus(Part):
     path: str = Field(min_length=1, description="File, with {lang} in its name where each language has its own.")
     config: str | None = Field(None, description="Configuration of a `datasets` data set.")
     split: str = Field("train", description="Split of a `datasets` data set.")
+    labels: str | None = Field(
+        None,
+        description="For expert_overlap, a file with the label of each sentence, one per line; {lang} in its name is optional.",
+    )
+    upos: str | None = Field(
+        None,
+        description="For structural_rsa, a file with {lang} in its name: line i has a word class per word of sentence i.",
+    )
 
 
 class Words(Part):
@@ -267,7 +276,6 @@ class Grid(Part):
                 "common; set colap.scopes: pairs"
             )
         self.language_pairs()
-        self.similarity.check_inputs(self.states.also, self.concepts.seeds)
         return self
 
     def _check_rule(self, m: int) -> None:
@@ -302,6 +310,21 @@ class Grid(Part):
         if self.colap.scopes == "all":
             return [tuple(sorted(self.languages))]
         return [tuple(sorted(pair)) for pair in self.language_pairs()]
+
+    def lacking(self) -> dict[str, str]:
+        """The measures of `similarity.measures` that are dropped since the grid does not name an input, each with what it needs."""
+        also, corpus = self.states.also, self.corpus
+        needs = {
+            **dict.fromkeys(OF_SENTENCES, ("states.also: sentences", "sentences" in also)),
+            "stability": ("two or more concepts.seeds", len(self.concepts.seeds) > 1),
+            "expert_overlap": (
+                "states.also: neurons and corpus.labels",
+                "neurons" in also and corpus.labels is not None,
+            ),
+            "structural_rsa": ("corpus.upos", corpus.upos is not None),
+        }
+        asked = [measure for measure in self.similarity.measures if measure in needs]
+        return {measure: f"needs {needs[measure][0]}" for measure in asked if not needs[measure][1]}
 
     def layer_ids(self, n_layers: int, model: str) -> tuple[int, ...]:
         """The absolute layer ids read from a model of `n_layers` blocks.

@@ -13,6 +13,7 @@ import yaml
 from raypipe.errors import GridError, InputError
 from raypipe.grid import Grid
 
+FILES = (("corpus", "path"), ("corpus", "labels"), ("corpus", "upos"), ("words", "alignment"), ("lexicon", "path"))
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative paths
 
 
@@ -35,7 +36,7 @@ def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()
     for field, value in overrides:
         if field == "models":
             data["models"] = _models(data.get("models"), value)
-        elif field.endswith((".path", ".alignment")) and isinstance(value, str):
+        elif field.endswith((".path", ".alignment", ".labels", ".upos")) and isinstance(value, str):
             _set(data, field, (_if_there if field.startswith("models.") else _absolute)(value, Path.cwd()))
         else:
             _set(data, field, value)
@@ -100,10 +101,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _absolute_paths(data: dict[str, Any], base: Path) -> None:
-    for part, name in (("corpus", "path"), ("words", "alignment"), ("lexicon", "path")):
+    for part, name in FILES:
         section = data.get(part)
         if isinstance(section, dict) and isinstance(section.get(name), str):
-            local = not (part == "corpus" and section.get("format") == "datasets")
+            local = not ((part, name) == ("corpus", "path") and section.get("format") == "datasets")
             section[name] = _absolute(section[name], base) if local else _if_there(section[name], base)
     models = data.get("models")
     for model in models if isinstance(models, list) else [models]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-Measure = Literal["cka", "mexa", "anc", "language_probe", "retrieval", "stability"]
+Measure = Literal["cka", "mexa", "anc", "language_probe", "retrieval", "stability", "expert_overlap", "structural_rsa"]
 OF_SENTENCES: tuple[Measure, ...] = ("cka", "mexa", "anc", "language_probe")  # measured on states of sentences
 
 Fraction01 = Annotated[float, Field(gt=0, le=1)]
@@ -97,30 +96,11 @@ class SimilaritySettings(Part):
     measures: Annotated[tuple[Measure, ...], BeforeValidator(listed)] = Field(
         (),
         description="cka, mexa, anc and language_probe (states of sentences: `states.also`), retrieval (of the lexicon's words), "
-        "stability (of concepts between `concepts.seeds`).",
+        "stability (of concepts between `concepts.seeds`), expert_overlap (states of neurons and `corpus.labels`), structural_rsa "
+        "(`corpus.upos`). One whose input the grid does not name is dropped, and its rows say why.",
     )
+    experts: Positive = Field(50, description="Neurons taken as experts of a label (expert_overlap).")
     permutations: Positive = Field(200, description="Permutations drawn for the null of each.")
     resamples: Positive = Field(1000, description="Bootstrap samples drawn for the interval of each.")
 
     _distinct = field_validator("measures")(distinct)
-
-    def check_inputs(self, also: Sequence[str], seeds: Sequence[int]) -> None:
-        """Whether the grid has what the measures read.
-
-        Args:
-            also: Its `states.also`.
-            seeds: Its `concepts.seeds`.
-
-        Raises:
-            ValueError: It lacks an input; the message names both fields.
-        """
-        for measure in self.measures:
-            if measure in OF_SENTENCES and "sentences" not in also:
-                raise ValueError(
-                    f"similarity.measures {measure}: reads the states of sentences; add sentences to states.also, or leave it out"
-                )
-            if measure == "stability" and len(seeds) < 2:
-                raise ValueError(
-                    f"similarity.measures stability: compares clusterings of at least two concepts.seeds, found {len(seeds)}; add "
-                    "one, or leave it out"
-                )

@@ -101,7 +101,7 @@ STAGES = (
         "similarity",
         similarity.cells,
         lambda context, left, _: similarity.run(context, left),
-        reads=("lexicon", "extract", "sentences", "concepts"),
+        reads=("lexicon", "extract", "sentences", "neurons", "concepts"),
     ),
 )
 STAGE_NAMES = (*(stage.name for stage in STAGES), "report")
@@ -236,6 +236,8 @@ def _work(context: Context, cells: Cells, only: str | None, again: tuple[str, ..
         context.cluster = cluster
         context.check_storage()
         _freeze(context.run, grid, cells, again)
+        for measure, needed in grid.lacking().items():
+            context.watcher.note(f"similarity: {measure} is dropped: {needed}; its rows say so")
         for direction in lexicon.skipped(context.plan):
             context.watcher.note(f"skipped: no dictionary for {direction}, neither way; its CALIGN rows say no_lexicon")
         for stage in stages:

@@ -211,30 +211,34 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column(
             "measure",
             _STR,
-            "cka, mexa, anc, language_probe or joint_stability, once per pair; retrieval, retrieval_centred or stability (of the "
-            "source's concepts), for each direction",
+            "retrieval, retrieval_centred or stability (of the source's concepts), for each direction; the others (joint_stability "
+            "among them) once per pair",
         ),
         Column("k", _I32, "concepts asked for in a scope; null but for stability and joint_stability"),
         Column("value", _F64, "the measure"),
         Column("lo", _F64, "lower end of the 95 % bootstrap interval over items; null where a resample is undefined"),
         Column("hi", _F64, "its upper end"),
         Column("chance", _F64, "what the formula expects without any relation; null where no formula gives it"),
+        Column("excess", _F64, "(value - chance) / (1 - chance): 0 at chance, 1 at a value of 1"),
         Column("null_mean", _F64, "mean of the permutation draws"),
         Column("null_sd", _F64, "their standard deviation"),
         Column("null_max", _F64, "the largest"),
         Column("null_p", _F64, "(1 + draws >= observed) / (1 + draws)", "probability"),
-        Column("items", _I32, "what was resampled: sentences, dictionary entries or concepts"),
-        Column("left_out", _I32, "columns of the states that are constant, for which anc is not defined", "columns"),
+        Column("items", _I32, "what was resampled: sentences, dictionary entries, concepts, labels or words"),
+        Column(
+            "left_out", _I32, "constant columns of the states (anc); labels or word classes that one language alone has"
+        ),
         Column(
             "unpaired",
             _I32,
-            "sentences with a state in one language alone; dictionary entries with a word without a state; null for stability",
+            "sentences with a state in one language alone; dictionary entries with a word without a state; null where nothing is "
+            "paired",
         ),
         Column(
             "reason",
             _STR,
-            "why the figures are null: no_lexicon; input_failed: the states or clusterings that failed; undefined (no variance); "
-            "or what the measure found too little of; empty otherwise",
+            "why the figures are null: no_lexicon, no_labels, no_upos; needs: what the grid does not name; input_failed: the states or "
+            "clusterings that failed; undefined (no variance); or what the measure found too little of; empty otherwise",
         ),
     ),
 }

@@ -34,7 +34,7 @@ CALIGN = _columns(
 COLAP = _columns("colap", "concepts eligible overlapping overlapping_excl_shared colap permuted_colap reason?")
 ALIGNED = _columns("calign", "source_concept target_concept matched fraction words")
 SIMILARITY = _names(
-    "model revision component? variant? layer source target measure k? value lo hi chance null_mean null_p items left_out? "
+    "model revision component? variant? layer source target measure k? value lo hi chance excess null_mean null_p items left_out? "
     "unpaired? reason?"
 )
 SUMMARY = _names("model revision component source target layer calign null_calign coverage colap ceiling reason")

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from raypipe.errors import InputError
-from raypipe.science.experts import average_precision, excess, expert_overlap
+from raypipe.science.experts import average_precision, expert_overlap
 from raypipe.science.intervals import Sampling
 from raypipe.science.probes import false_friend_margin, language_probe, meaning_auc, structural_rsa
 
@@ -177,8 +177,9 @@ def test_expert_overlap_by_hand() -> None:
     one, two = (expert_overlap(x, ["a", "b"], y, ["a", "b"], k, FEW) for k in (1, 2))
     assert (one.value, one.chance) == (1, 0.25)
     assert (two.value, two.chance, two.items) == (0.5, 0.5, 2)
-    assert excess(1, 0.25) == 1
-    assert excess(0.75, 0.5) == 0.5
+    assert (one.excess, two.excess) == (1, 0)
+    assert one._replace(value=0.625).excess == 0.5
+    assert one._replace(value=None).excess is None
     # Swapped concepts share nothing at k = 1; the unswapped order is a draw too, so the null is their mixture.
     swapped = sum(bool(order[0]) for order in FEW.orders(2))
     assert one.null is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,64 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_models
 import tiny_world
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import raypipe
-from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, RunError
+from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, InputError, RunError
+from raypipe.progress import Silent
 from raypipe.gridscores import OF_SENTENCES
 from raypipe.science import probes, similarity
 from raypipe.science.agreement import stability
+from raypipe.science.experts import expert_overlap
 from raypipe.science.intervals import Sampling
 
-ALL = [*OF_SENTENCES, "retrieval", "stability"]
-DRAWS = {"permutations": 2, "resamples": 3}
+ANNOTATED = ["expert_overlap", "structural_rsa"]
+ALL = [*OF_SENTENCES, "retrieval", "stability", *ANNOTATED]
+DRAWS = {"permutations": 2, "resamples": 3, "experts": 5}
 SAMPLING = Sampling(2, 3)
 FLAT = "scores/similarity.parquet"
 
 
 def make(world: tiny_world.World, measures: list[str], **changed: Any) -> raypipe.Grid:
     """The tiny world at one checkpoint."""
-    models = [{"name": "tiny", "path": str(world.path / "model"), "revisions": ["step-2"]}]
-    asked = {"states": {"also": ["sentences"]}, "similarity": {"measures": measures} | DRAWS, "models": models}
-    return raypipe.Grid(**world.grid(**asked | changed))
+    tiny = [{"name": "tiny", "path": str(world.path / "model"), "revisions": ["step-2"]}]
+    corpus = {"path": str(world.path / "text/{lang}.txt"), **annotate(world)}
+    asked = {
+        "states": {"also": ["sentences", "neurons"]},
+        "similarity": {"measures": measures} | DRAWS,
+        "corpus": corpus,
+    }
+    return raypipe.Grid(**world.grid(**asked | {"models": tiny} | changed))
+
+
+def concept(word: str) -> int:
+    """The concept of a word of the tiny world."""
+    return 0 if word == "2024" else ord(word[-1]) - 98
+
+
+def annotate(world: tiny_world.World) -> dict[str, str]:
+    """Eight word classes by concept, and the first word's concept as the label of a sentence, which is the same in all languages."""
+    for language in tiny_world.LANGUAGES:
+        lines = (world.path / f"text/{language}.txt").read_text().splitlines()
+        classes = (" ".join(f"C{concept(word) % 8}" for word in line.split()) for line in lines)
+        (world.path / f"text/{language}.upos").write_text("\n".join(classes) + "\n")
+    labels = "".join(f"label {concept(line.split()[0]) % 3}\n" for line in lines)
+    (world.path / "text/labels").write_text(labels)
+    return {"labels": str(world.path / "text/labels"), "upos": str(world.path / "text/{lang}.upos")}
+
+
+class Notes(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
 
 
 def ran(grid: raypipe.Grid, place: Path, **only: Any) -> raypipe.Run:
@@ -64,6 +103,7 @@ def test_every_layer_and_pair_has_its_rows_in_the_order_of_the_grid(whole: raypi
             *((["retrieval", "retrieval_centred"], [direction]) for direction in ((a, b), (b, a))),
             *((["stability"], [direction]) for direction in ((a, b), (b, a))),
             (["joint_stability"], [(a, b)]),
+            *(([measure], [(a, b)]) for measure in ANNOTATED),
         )
         for source, target in directions
         for measure in measures
@@ -82,7 +122,9 @@ def test_every_layer_and_pair_has_its_rows_in_the_order_of_the_grid(whole: raypi
     assert (there.k.notna() == there.measure.str.contains("stability")).all()
 
 
-def test_the_values_are_those_of_the_science_on_the_runs_own_states(whole: raypipe.Run) -> None:
+def test_the_values_are_those_of_the_science_on_the_runs_own_states(
+    world: tiny_world.World, whole: raypipe.Run
+) -> None:
     found = rows(whole).set_index(["layer", "source", "target", "measure"])
     (lines, x), (others, y) = (whole.states("tiny", "step-2", lang, 3, of="sentences") for lang in ("en", "de"))
     assert lines["sentence"] == others["sentence"]
@@ -106,9 +148,27 @@ def test_the_values_are_those_of_the_science_on_the_runs_own_states(whole: raypi
         for scope in ("en", "de+en")
     ]
     expected["stability"], expected["joint_stability"] = (stability(a, [b], SAMPLING) for a, b in labels)
+    marks = {
+        kind: [line.split() for line in Path(file).read_text().splitlines()]
+        for kind, file in (
+            ("labels", world.path / "text/labels"),
+            *((lang, world.path / f"text/{lang}.upos") for lang in ("en", "de")),
+        )
+    }
+    sides: dict[str, list[Any]] = {"neurons": [], "words": []}
+    for language, (of, states) in product(("en", "de"), list(sides.items())):
+        where, found_states = whole.states("tiny", "step-2", language, 3, of=of)
+        at = zip(*where.to_pydict().values(), strict=True)
+        states += [
+            found_states,
+            [marks["labels"][i][1] if of == "neurons" else marks[language][i][rest[0]] for _, i, *rest in at],
+        ]
+    expected["expert_overlap"] = expert_overlap(*sides["neurons"], 5, SAMPLING)
+    expected["structural_rsa"] = probes.structural_rsa(*sides["words"], SAMPLING)
     for measure, estimate in expected.items():
         row = found.loc[(3, "en", "de", measure)]
         assert (row.value, row.lo, row.hi, row["items"]) == (estimate.value, estimate.lo, estimate.hi, estimate.items)
+        assert row.excess == estimate.excess or (np.isnan(row.excess) and estimate.excess is None)
         assert estimate.null is not None
         assert tuple(row[["null_mean", "null_sd", "null_max", "null_p"]]) == estimate.null
     # Which permutation falls on which entry depends on their order, the value does not.
@@ -121,28 +181,71 @@ def test_the_values_are_those_of_the_science_on_the_runs_own_states(whole: raypi
         assert (row.value, row.chance, row["items"]) == (pytest.approx(naive.value), naive.chance, len(pairs))
 
 
+MIRROR = str.maketrans({letter: chr(0x10D0 + i) for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz0123456789")})
+
+
+def save_mirrored_model(directory: Path, text: str) -> None:
+    """A random BERT in whose vocabulary each piece of the text stands a second time, in other letters, with the same embedding."""
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(vocab_size=70, special_tokens=tiny_models.BERT_SPECIAL, show_progress=False)
+    learner.train_from_iterator(text.splitlines(), trainer)
+    special = len(tiny_models.BERT_SPECIAL)
+    pieces = sorted(learner.get_vocab(), key=learner.get_vocab().get)[special:]  # type: ignore[arg-type]
+    names = [*tiny_models.BERT_SPECIAL, *pieces, *(piece.translate(MIRROR) for piece in pieces)]
+    backend = Tokenizer(models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(directory)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(BertConfig(vocab_size=len(names), initializer_range=0.5, pad_token_id=0, **sizes))
+    rows = model.embeddings.word_embeddings.weight.data
+    rows[special + len(pieces) :] = rows[special : special + len(pieces)]
+    model.save_pretrained(directory)
+
+
 @pytest.mark.parametrize("choice", ["language", "pairwise"])
 def test_a_mirrored_language_is_as_alike_as_can_be(world: tiny_world.World, tmp_path: Path, choice: str) -> None:
+    """The same text with each piece renamed by a bijection of the vocabulary that permutes the embeddings: equal states."""
     text = (world.path / "text/en.txt").read_text()
-    for language in ("en", "xx"):
-        (tmp_path / f"{language}.txt").write_text(text)
-    (tmp_path / "en-xx.dict").write_text("".join(f"{word} {word}\n" for word in sorted(set(text.split()))))
-    links = (" ".join(f"{i}-{i}" for i in range(len(line.split()))) for line in text.splitlines())
+    lines, words = text.splitlines(), sorted(set(text.split()))
+    assert len(set(lines)) == len(lines)
+    save_mirrored_model(tmp_path / "model", text)
+    for language, written in (("en", text), ("xx", text.translate(MIRROR))):
+        (tmp_path / f"{language}.txt").write_text(written)
+    assert not set(words) & set(text.translate(MIRROR).split())
+    (tmp_path / "en-xx.dict").write_text("".join(f"{word} {word.translate(MIRROR)}\n" for word in words))
+    links = (" ".join(f"{i}-{i}" for i in range(len(line.split()))) for line in lines)
     (tmp_path / "en-xx.pharaoh").write_text("\n".join(links) + "\n")
     alignment = str(tmp_path / "{source}-{target}.pharaoh")
     changed: dict[str, Any] = {
+        "models": [{"name": "mirror", "path": str(tmp_path / "model"), "revisions": ["main"]}],
         "languages": ["en", "xx"],
-        "corpus": {"path": str(tmp_path / "{lang}.txt")},
+        "corpus": annotate(world) | {"path": str(tmp_path / "{lang}.txt"), "upos": str(world.path / "text/en.upos")},
         "lexicon": {"format": "muse", "path": str(tmp_path / "{source}-{target}.dict")},
         "words": {"filter": "pairwise", "alignment": alignment} if choice == "pairwise" else {},
-        "layers": [3],
+        "layers": [0, 3],
     }
-    found = rows(ran(make(world, ALL, **changed), tmp_path / "run")).set_index("measure")
-    for measure in ("cka", "mexa", "anc", "retrieval", "retrieval_centred"):
+    run = ran(make(world, ALL, **changed), tmp_path / "run")
+    sides = ("en~en-xx", "xx~en-xx") if choice == "pairwise" else ("en", "xx")
+    (there, x), (mirrored, y) = (run.states("mirror", "main", side, 3) for side in sides)
+    assert [word.translate(MIRROR) for word in there["word"].to_pylist()] == mirrored["word"].to_pylist()
+    assert np.array_equal(x, y)
+    found = rows(run)
+    found = found[found.reason != "layer 0 has no neurons"].set_index("measure")
+    for measure in ("cka", "mexa", "anc", "retrieval", "retrieval_centred", *ANNOTATED):
         assert np.allclose(found.loc[[measure]].value, 1), measure
-    assert found.loc["language_probe"].value == 0.5
+        assert (found.loc[[measure]].null_mean < 0.9).all(), measure
+    assert (found.loc["language_probe"].value == 0.5).all()
     assert set(found.unpaired.dropna()) == {0}
-    assert (found.null_mean[found.index != "language_probe"] < 0.7).all()
+    calign, colap = run.calign().to_pandas(), run.colap().to_pandas()
+    assert (calign.eligible > 0).all()
+    assert (calign.calign_eligible == 1).all()
+    assert calign.null_calign.min() < 0.3
+    assert (colap.colap == 1).all()
+    assert all(first == second for first, second in colap.points)  # balanced
 
 
 def test_what_cannot_be_measured_says_why_and_what_has_no_partner_is_counted(
@@ -158,6 +261,7 @@ def test_what_cannot_be_measured_says_why_and_what_has_no_partner_is_counted(
         "lexicon": {"format": "muse", "path": str(tmp_path / "{source}-{target}.dict")},
         "words": {"max_words": 3},
         "concepts": {"k": 1},
+        "states": {"also": ["sentences"]},
         "layers": [0],
     }
     run = ran(make(world, ["cka", "mexa", "retrieval"], **changed), tmp_path / "run")
@@ -245,21 +349,86 @@ def test_states_of_words_that_failed_are_named(world: tiny_world.World, tmp_path
     assert set(found.reason) == {"input_failed: words en, words de", "input_failed: words de, words en"}
 
 
-def test_measures_whose_input_the_grid_lacks_are_refused(world: tiny_world.World) -> None:
-    for measure in OF_SENTENCES:
-        why = f"similarity.measures {measure}: reads the states of sentences; add sentences to states.also, or leave it out"
-        with pytest.raises(GridError, match=f"^{why}$"):
-            make(world, [measure], states={})
-    with pytest.raises(
-        GridError,
-        match=r"^similarity\.measures stability: compares clusterings of at least two concepts\.seeds, found 1; ",
-    ):
-        make(world, ["stability"], concepts={"k": 6, "seeds": [0]})
+def test_a_measure_whose_input_the_grid_does_not_name_is_dropped_and_says_so(
+    world: tiny_world.World, tmp_path: Path
+) -> None:
+    bare = {"states": {}, "corpus": {"path": str(world.path / "text/{lang}.txt")}, "concepts": {"k": 6, "seeds": [0]}}
+    notes = Notes()
+    grid = make(world, ALL, **bare, layers=[1], pairs=["en-de"])
+    run = raypipe.run(grid, tmp_path / "run", "inprocess", watcher=notes)
+    found = rows(run)
+    needs = {
+        **dict.fromkeys(OF_SENTENCES, "needs states.also: sentences"),
+        **dict.fromkeys(("stability", "joint_stability"), "needs two or more concepts.seeds"),
+        "expert_overlap": "needs states.also: neurons and corpus.labels",
+        "structural_rsa": "needs corpus.upos",
+        **dict.fromkeys(("retrieval", "retrieval_centred"), ""),
+    }
+    assert dict(zip(found.measure, found.reason, strict=True)) == needs
+    assert found[found.reason != ""].value.isna().all()
+    said = [text for text in notes.texts if "is dropped" in text]
+    assert len(said) == len(ALL) - 1
+    assert "similarity: structural_rsa is dropped: needs corpus.upos; its rows say so" in said
+    assert not (run.path / "_done/sentences").exists()
     with pytest.raises(GridError, match=r"^similarity\.measures: cka is listed twice"):
         make(world, ["cka", "cka"])
     with pytest.raises(GridError, match=r"similarity\.measures.*'cko' is not available; expected 'cka'"):
         make(world, ["cko"])
-    assert make(world, ["retrieval"], states={}).similarity.measures == ("retrieval",)
+
+
+def test_labels_and_word_classes_are_held_to_the_text_before_anything_runs(
+    world: tiny_world.World, tmp_path: Path
+) -> None:
+    def refused(kind: str, lines: list[str], why: str) -> None:
+        (tmp_path / "en.marks").write_text("".join(f"{line}\n" for line in lines))
+        corpus = {"path": str(world.path / "text/{lang}.txt"), kind: str(tmp_path / "{lang}.marks")}
+        with pytest.raises(InputError, match=why):
+            ran(make(world, ANNOTATED, corpus=corpus), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    text = (world.path / "text/en.txt").read_text().splitlines()
+    classes = ["X " * len(line.split()) for line in text]
+    refused("upos", [*classes[:2], "X", *classes[3:]], r"en\.marks:3: 1 word classes; expected \d, as in .*en\.txt$")
+    refused("labels", ["a"] * 39 + [" "], r"en\.marks:40: 0 labels; expected 1, as in .*en\.txt$")
+    refused("labels", ["a"] * 39, r"en\.marks:40: .*en\.txt has more lines; expected one per sentence of .*en\.txt$")
+    refused("labels", ["a"] * 41, r"en\.marks:41: .*en\.marks has more lines; expected one per sentence of .*en\.txt$")
+    (tmp_path / "en.marks").unlink()
+    with pytest.raises(InputError, match=r"\{lang\}\.marks: no such file for any language; check corpus\.labels$"):
+        ran(
+            make(
+                world,
+                ANNOTATED,
+                corpus={"path": "toy:corpus/{lang}.txt", "labels": str(tmp_path / "{lang}.marks")},
+                languages=["en", "es"],
+            ),
+            tmp_path / "run",
+        )
+
+
+def test_a_language_without_word_classes_and_a_layer_without_neurons_say_so_and_new_ones_are_measured_again(
+    world: tiny_world.World, tmp_path: Path
+) -> None:
+    upos = tmp_path / "en.upos"
+    upos.write_text((world.path / "text/en.upos").read_text())
+    corpus = {
+        "path": str(world.path / "text/{lang}.txt"),
+        "upos": str(tmp_path / "{lang}.upos"),
+        "labels": annotate(world)["labels"],
+    }
+    grid = make(world, ANNOTATED, corpus=corpus, layers=[0, 1], pairs=["en-de"])
+    found = rows(ran(grid, tmp_path / "run")).set_index(["layer", "measure"])
+    assert found.reason.to_dict() == {
+        (0, "expert_overlap"): "layer 0 has no neurons",
+        (0, "structural_rsa"): "no_upos: de",
+        (1, "expert_overlap"): "",
+        (1, "structural_rsa"): "no_upos: de",
+    }
+    (tmp_path / "de.upos").write_text(upos.read_text())  # the tiny world has the same concepts in the same places
+    again = rows(ran(grid, tmp_path / "run")).set_index(["layer", "measure"])
+    assert again.reason.to_list() == ["layer 0 has no neurons", "", "", ""]
+    upos.write_text(upos.read_text().replace("C3", "C4"))
+    few = rows(ran(grid, tmp_path / "run")).set_index(["layer", "measure"])
+    assert few.reason[1, "structural_rsa"] == "structural RSA: 7 word classes in both languages; at least 8 are needed"
 
 
 def test_the_report_draws_each_measure_over_the_layers(whole: raypipe.Run) -> None:
@@ -267,7 +436,7 @@ def test_the_report_draws_each_measure_over_the_layers(whole: raypipe.Run) -> No
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert found
     data = json.loads(found[1])
-    names = [*OF_SENTENCES, "retrieval", "retrieval_centred", "stability_k6", "joint_stability_k6"]
+    names = [*OF_SENTENCES, "retrieval", "retrieval_centred", "stability_k6", "joint_stability_k6", *ANNOTATED]
     assert [name for name in data["charts"] if name.split("-")[0] in names] == [f"{name}-layers" for name in names]
     for name in names:
         spec, table = data["charts"][f"{name}-layers"], data["sets"][name]

@@ -30,7 +30,7 @@ def expert_overlap(
     """Mean over concepts of the share of the k best neurons that two languages have in common.
 
     Per language and concept, neurons are ranked by the average precision of their state for texts with against without
-    the concept; ties go to the lowest neuron. The chance level is k / d: print it, and `excess`, next to the value. The
+    the concept; ties go to the lowest neuron. The chance level is k / d: print it, and the `excess`, next to the value. The
     null pairs the concepts of one language with those of the other at random, so that neurons that serve every concept
     show. Labels that only one language has are left out and counted.
 
@@ -63,11 +63,6 @@ def expert_overlap(
     boots = sampling.counts(concepts) @ own / concepts
     left_out = len(set(labels_x) ^ set(labels_y))
     return estimate(own.mean(), boots, nulls, chance=k / width, items=concepts, left_out=left_out)
-
-
-def excess(overlap: float, chance: float) -> float:
-    """Overlap above chance, (overlap - k/d) / (1 - k/d): 0 at chance, 1 where both languages have the same experts."""
-    return (overlap - chance) / (1 - chance)
 
 
 def average_precision(x: NDArray[Any], labels: Sequence[str], concepts: Sequence[str]) -> FloatArray:

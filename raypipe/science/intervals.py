@@ -34,12 +34,18 @@ class Sampling(NamedTuple):
 
     def counts(self, *strata: int) -> FloatArray:
         """How often each item is in each bootstrap sample, [resamples, items]; every stratum keeps its size."""
-        return np.stack(
-            [
-                np.concatenate([np.bincount(draw.integers(n, size=n), minlength=n) for n in strata])
-                for draw in generators(self.resamples, self.seed)
-            ]
-        ).astype(np.float64)
+        return np.concatenate(list(self.count_blocks(self.resamples, *strata)))
+
+    def count_blocks(self, size: int, *strata: int) -> Iterator[FloatArray]:
+        """The rows of `counts`, up to `size` at a time."""
+        draws = generators(self.resamples, self.seed)
+        for first in range(0, len(draws), size):
+            yield np.stack(
+                [
+                    np.concatenate([np.bincount(draw.integers(n, size=n), minlength=n) for n in strata])
+                    for draw in draws[first : first + size]
+                ]
+            ).astype(np.float64)
 
     def orders(self, items: int) -> Iterator[IntArray]:
         """The permutations of `items` rows, each int64 [items]: row i is given the place of row order[i]."""
@@ -68,6 +74,13 @@ class Estimate(NamedTuple):
     null_p95: float | None
     items: int
     left_out: int
+
+    @property
+    def excess(self) -> float | None:
+        """(value - chance) / (1 - chance): 0 at chance, 1 at a value of 1; None where either is."""
+        if self.value is None or self.chance is None:
+            return None
+        return (self.value - self.chance) / (1 - self.chance)
 
 
 def estimate(

@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from raypipe.errors import InputError
 from raypipe.science.intervals import Estimate, FloatArray, Sampling, estimate
 from raypipe.science.nulls import generators
-from raypipe.science.similarity import DIGITS, blocks, same_width, states, unit
+from raypipe.science.similarity import DIGITS, same_width, states, unit
 
 FOLDS = 5
 MIN_CLASSES = 8  # word classes that structural RSA needs
-_DRAWS = 32  # resampled class means held at once
+_DRAWS = 32  # resamples whose counts and class means are held at once
 
 
 def language_probe(x: NDArray[Any], sampling: Sampling) -> Estimate:
@@ -177,8 +177,7 @@ def structural_rsa(
         return np.asarray(np.divide(np.sum(p * q, axis=1), scale, out=np.full(len(scale), np.nan), where=scale > 0))
 
     p, q = distances(np.ones((1, sum(sizes))))
-    counts = sampling.counts(*sizes)
-    boots = np.concatenate([spearman(*distances(counts[draws])) for draws in blocks(len(counts), _DRAWS)])
+    boots = np.concatenate([spearman(*distances(counts)) for counts in sampling.count_blocks(_DRAWS, *sizes)])
     nulls = [spearman(p, q[:, order][:, :, order])[0] for order in sampling.orders(len(common))]
     left_out = len(set(classes_x) ^ set(classes_y))
     return estimate(spearman(p, q)[0], boots, nulls, chance=0.0, items=sum(sizes), left_out=left_out)

@@ -11,6 +11,7 @@ from raypipe import toy
 from raypipe.errors import GridError, InputError
 from raypipe.grid import LONGEST_SCOPE, Grid, Model
 from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, fingerprint, pinned
+from raypipe.stages.annotated import Annotation, find_annotations
 from raypipe.stages.text import Text, hub_revision
 
 Direction = tuple[str, str]
@@ -67,6 +68,7 @@ class Plan:
         corpus: Per language, the fingerprint of its text.
         lexicon: Per direction, (file, inverted): the file of the direction, of the other one, or None where neither is there.
         alignments: With `words.filter: pairwise` per pair the (file, inverted) of its links.
+        annotations: Per kind (`labels`, `upos`) and language that has it, the file beside its text.
     """
 
     grid: Grid
@@ -78,6 +80,7 @@ class Plan:
     corpus: dict[str, str]
     lexicon: dict[Direction, tuple[Path, bool] | None]
     alignments: dict[tuple[str, ...], tuple[Path, bool]]
+    annotations: dict[tuple[str, str], Annotation]
 
     @property
     def variant(self) -> str:
@@ -152,7 +155,8 @@ def make_plan(grid: Grid) -> Plan:
 
     Raises:
         ModelError: A model or revision is missing.
-        InputError: The text of a language is missing, empty or broken, the languages differ in length, or a pair has no alignment.
+        InputError: The text of a language is missing, empty or broken, the languages differ in length, a pair has no alignment, or
+            labels or word classes do not fit their text.
         GridError: A layer is outside a model, or languages have codes that folders of pairs cannot hold.
     """
     found: list[Checkpoint] = []
@@ -169,7 +173,8 @@ def make_plan(grid: Grid) -> Plan:
     texts = _texts(grid)
     alignments = _alignments(grid)
     corpus, lexicon = _corpus(grid, texts), _lexicon(grid)
-    plan = Plan(grid, tuple(found), sizes, layers, weights, texts, corpus, lexicon, alignments)
+    beside = find_annotations(grid, texts)
+    plan = Plan(grid, tuple(found), sizes, layers, weights, texts, corpus, lexicon, alignments, beside)
     _check_names(plan)
     return plan
 

@@ -24,19 +24,22 @@ from raypipe.gridscores import OF_SENTENCES
 from raypipe.rundir import Cell, Mark, RunDir
 from raypipe.schema import TABLES, make_table
 from raypipe.science.agreement import stability
+from raypipe.science.experts import expert_overlap
 from raypipe.science.incidence import IntArray, numbered
 from raypipe.science.intervals import Estimate, FloatArray, Sampling
 from raypipe.science.occurrences import normalise
-from raypipe.science.probes import language_probe
+from raypipe.science.probes import language_probe, structural_rsa
 from raypipe.science.similarity import anc, centred, cka, mexa, retrieval
+from raypipe.stages.annotated import read_marks
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, joint, scope_name
 from raypipe.statefile import read_layer
 
 NAME, VERSION = "similarity", 1
-FIELDS = ("words.normalise", "similarity.permutations", "similarity.resamples")
+FIELDS = ("words.normalise", "similarity.experts", "similarity.permutations", "similarity.resamples")
 FLAT = "scores/similarity.parquet"
-KINDS = {"extract": "words", "sentences": "sentences"}  # of states, in reasons
+KINDS = {"extract": "words", "sentences": "sentences", "neurons": "neurons"}  # of states, in reasons
+ANNOTATED = {"expert_overlap": "labels", "structural_rsa": "upos"}  # what of the corpus a measure reads
 SEED = 0  # of the permutations and the bootstrap
 Row = dict[str, Any]
 States = NDArray[np.float32]
@@ -49,7 +52,8 @@ def cells(plan: Plan, made: dict[str, list[Cell]]) -> list[Cell]:
     """One cell per checkpoint, component and pair where the grid asks for measures; `made` are the cells of the stages before."""
     grid, found = plan.grid, list[Cell]()
     fields = plan.fields(*FIELDS) | {"similarity version": VERSION}
-    clustered = "stability" in grid.similarity.measures
+    measures = _measurable(grid)
+    kinds = [ANNOTATED[measure] for measure in measures if measure in ANNOTATED]
     for checkpoint, component in plan.cells_of_models() if grid.similarity.measures else ():
         state = (
             ("model", checkpoint.model),
@@ -66,23 +70,29 @@ def cells(plan: Plan, made: dict[str, list[Cell]]) -> list[Cell]:
                 for cell in made[stage]
                 if cell.key[:4] == state and cell[axis] in names
             ]
-            if "retrieval" in grid.similarity.measures:
+            if "retrieval" in measures:
                 own += [c.fingerprint for c in made["lexicon"] if {c["source"], c["target"]} == set(pair)]
+            own += [plan.annotations[at].fingerprint for at in product(kinds, pair) if at in plan.annotations]
             axes = {
                 "inputs": sorted(own),
                 "layers": plan.layers[checkpoint.model, component],
                 "measures": grid.similarity.measures,
-                "clusterings": [repr(plan.fields("concepts.k", "concepts.seeds"))] if clustered else [],
+                "clusterings": [repr(plan.fields("concepts.k", "concepts.seeds"))] if "stability" in measures else [],
             }
             found.append(Cell(NAME, (*state, ("pair", "+".join(pair))), fields, {}, axes))
     return found
 
 
+def _measurable(grid: Grid) -> list[str]:
+    return [measure for measure in grid.similarity.measures if measure not in grid.lacking()]
+
+
 def _read_by(grid: Grid) -> list[tuple[str, str]]:
     """The stages whose cells the measures read, each with the axis that names the side or scope."""
-    measures = set(grid.similarity.measures)
-    reads = [("sentences", "lang")] if measures & set(OF_SENTENCES) else []
-    reads += [("extract", "lang")] if "retrieval" in measures else []
+    measures = _measurable(grid)
+    reads = [("sentences", "lang")] if set(OF_SENTENCES) & set(measures) else []
+    reads += [("extract", "lang")] if {"retrieval", "structural_rsa"} & set(measures) else []
+    reads += [("neurons", "lang")] if "expert_overlap" in measures else []
     return reads + ([("concepts", "scope")] if "stability" in measures else [])
 
 
@@ -110,6 +120,7 @@ def _item(context: Context, cell: Cell) -> Item:
         "sides": {side.language: side.name for side in sides},
         "joint": scope_name(joint(sides)) if tuple(sorted(pair)) in plan.grid.joint_scopes() else None,
         "lexicons": [d for d in plan.grid.directions() if plan.grid.lexicon.induce or plan.lexicon[d]],
+        "annotations": {at: of.path for at, of in plan.annotations.items()},
         "layers": plan.layers[cell["model"], cell["component"]],
     }
 
@@ -173,7 +184,7 @@ class _Pair:
         self.missing = set[str]()
         self._item, self._run, self._grid = item, RunDir(item["run"]), Grid(**item["grid"])
         settings = self._grid.similarity
-        self._measures = settings.measures
+        self._measures, self._lacking = settings.measures, self._grid.lacking()
         self._sampling = Sampling(settings.permutations, settings.resamples, SEED)
         source, target = item["sides"]
         self._pair: Pair = (source, target)
@@ -181,6 +192,7 @@ class _Pair:
         # What several measures read is read once for all of them.
         self._sentences, self._entries = lru_cache(1)(self._read_sentences), lru_cache(1)(self._read_entries)
         self._words, self._lexicon = cache(self._read_words), cache(self._read_lexicon)
+        self._annotations = cache(self._read_annotations)
 
     def rows(self) -> Iterator[Row]:
         """By layer and measure, in the order of the grid, then by direction."""
@@ -191,6 +203,9 @@ class _Pair:
                 for direction, centre in product(self._directions, (False, True)):
                     name = "retrieval_centred" if centre else "retrieval"
                     yield self._row(layer, name, direction, partial(self._of_words, layer, direction, centre))
+            elif measure in ANNOTATED:
+                compute = {"expert_overlap": self._of_neurons, "structural_rsa": self._of_classes}[measure]
+                yield self._row(layer, measure, self._pair, partial(compute, layer))
             else:
                 for k, (name, direction, scope) in product(self._grid.concepts.k, self._scopes()):
                     yield self._row(layer, name, direction, partial(self._of_concepts, layer, scope, k), k)
@@ -201,10 +216,12 @@ class _Pair:
         row: Row = dict.fromkeys(column.name for column in TABLES[NAME]) | self._item["state"]
         row |= {"layer": layer, "source": languages[0], "target": languages[1], "measure": measure, "k": k}
         try:
+            if needed := self._lacking.get(measure.removeprefix("joint_")):
+                raise _Unmeasured(needed)
             found, unpaired = compute()
         except (_Unmeasured, InputError) as error:
             return row | {"reason": str(error)}
-        row |= {name: getattr(found, name) for name in ("value", "lo", "hi", "chance", "items", "left_out")}
+        row |= {name: getattr(found, name) for name in ("value", "lo", "hi", "chance", "excess", "items", "left_out")}
         row |= {f"null_{name}": value for name, value in found.null._asdict().items()} if found.null else {}
         return row | {"unpaired": unpaired, "reason": "undefined" if found.value is None else ""}
 
@@ -225,6 +242,35 @@ class _Pair:
         first, *others = (table.column(0).to_numpy() for table in labels)
         return stability(first, others, self._sampling), None
 
+    def _of_neurons(self, layer: int) -> Measured:
+        if not layer:
+            raise _Unmeasured("layer 0 has no neurons")
+        labels = self._annotations("labels")
+        sides = [self._states(files, layer) for files in self._files("neurons", self._pair)]
+        (x, labels_x), (y, labels_y) = (
+            (states, [of_side[i][0] for i in numbers]) for (numbers, states), of_side in zip(sides, labels, strict=True)
+        )
+        return expert_overlap(x, labels_x, y, labels_y, self._grid.similarity.experts, self._sampling), None
+
+    def _of_classes(self, layer: int) -> Measured:
+        upos = self._annotations("upos")
+        sides = list[tuple[States, list[str]]]()
+        for files, of_side in zip(self._files("extract", self._pair), upos, strict=True):
+            sentences, states = self._states(files, layer)
+            tokens = [token for file in files for token in self._run.read_table(file, ["token"]).column(0).to_pylist()]
+            sides.append(
+                (states, [of_side[sentence][token] for sentence, token in zip(sentences, tokens, strict=True)])
+            )
+        (x, classes_x), (y, classes_y) = sides
+        return structural_rsa(x, classes_x, y, classes_y, self._sampling), None
+
+    def _read_annotations(self, kind: str) -> list[list[list[str]]]:
+        """The marks of each sentence of both languages."""
+        paths = {language: self._item["annotations"].get((kind, language)) for language in self._pair}
+        if lacking := [language for language, path in paths.items() if path is None]:
+            raise _Unmeasured(f"no_{kind}: {', '.join(lacking)}")
+        return [list(read_marks(kind, path)) for path in paths.values()]
+
     def _scopes(self) -> Iterator[tuple[str, Pair, str]]:
         """Whose concepts are compared between seeds: a direction's source, and the pair's joint scope where the grid has it."""
         for direction in self._directions:
@@ -234,17 +280,15 @@ class _Pair:
 
     def _read_sentences(self, layer: int) -> tuple[States, States, int]:
         """The states of the sentences that both languages have, float32 [n, d] each, and how many only one has."""
-        files = self._files("sentences", self._pair)
-        source, target = (
-            np.concatenate([self._run.read_table(file, ["sentence"]).column(0).to_numpy() for file in of_side])
-            for of_side in files
-        )
+        (source, x), (target, y) = (self._states(files, layer) for files in self._files("sentences", self._pair))
         common, *places = np.intersect1d(source, target, assume_unique=True, return_indices=True)
-        x, y = (
-            np.concatenate([read_layer(self._run.path / file, layer) for file in of_side])[at]
-            for of_side, at in zip(files, places, strict=True)
-        )
+        x, y = (side[at] for side, at in zip((x, y), places, strict=True))
         return x, y, len(source) + len(target) - 2 * len(common)
+
+    def _states(self, files: list[str], layer: int) -> tuple[IntArray, States]:
+        """The sentence of each row of some files and its states at a layer, int64 [n] and float32 [n, d]."""
+        sentences = [self._run.read_table(file, ["sentence"]).column(0).to_numpy() for file in files]
+        return np.concatenate(sentences), np.concatenate([read_layer(self._run.path / file, layer) for file in files])
 
     def _read_entries(self, layer: int, direction: Pair) -> tuple[FloatArray, FloatArray, Forms, int]:
         """Word vectors of the dictionary's entries, float64 [n, d] each, both words of each, and the entries without states.

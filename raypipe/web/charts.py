@@ -29,6 +29,8 @@ NEIGHBOURS = {
     "retrieval": ("Retrieval", "accuracy@1 of the dictionary's words, the mean of both ways"),
     "retrieval_centred": ("Retrieval, centred", "the same after taking each language's mean away"),
     "stability": ("Stability", "best Jaccard of the source's concepts in the clusterings of other seeds, mean"),
+    "expert_overlap": ("Expert neurons", "share of the best neurons for a label that both languages have, mean"),
+    "structural_rsa": ("Structural RSA", "rank correlation of the distances between word classes"),
     "joint_stability": ("Joint stability", "the same for the concepts of the joint scope"),
 }
 _LABELS = {

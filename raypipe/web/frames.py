@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from raypipe.gridscores import OF_SENTENCES, CalignSettings, ColapSettings
+from raypipe.gridscores import CalignSettings, ColapSettings
 
 RANDOM = "random:"
 SHARED = ("variant", "semantics", "algorithm", "k")
@@ -89,7 +89,7 @@ def neighbours(table: pa.Table | None) -> dict[str, pd.DataFrame]:
     _tell_random(raw)
     clustered = raw["k"].notna()
     raw.loc[clustered, "measure"] += "_k" + raw.loc[clustered, "k"].astype(int).astype(str)
-    once = raw["measure"].isin(OF_SENTENCES) | raw["measure"].str.startswith("joint")
+    once = ~raw["measure"].str.startswith(("retrieval", "stability"))
     ends = list(zip(raw["source"], raw["target"], once, strict=True))
     raw["pair"] = [f"{source} + {target}" if both else pair_name(source, target) for source, target, both in ends]
     raw["ref"], spread = raw["null_mean"], 2 * raw["null_sd"]

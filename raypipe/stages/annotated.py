@@ -1,0 +1,66 @@
+"""What a user adds to the text: a label of each sentence, a word class of each word. Checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+from raypipe import toy
+from raypipe.errors import InputError
+from raypipe.grid import Grid
+from raypipe.rundir import file_digest
+from raypipe.stages.text import Text, TextLines
+
+KINDS = ("labels", "upos")  # fields of `corpus`
+
+
+class Annotation(NamedTuple):
+    """A file beside the text of a language, and its fingerprint."""
+
+    path: str
+    fingerprint: str
+
+
+def find_annotations(grid: Grid, texts: Mapping[str, Text]) -> dict[tuple[str, str], Annotation]:
+    """The annotations by kind and language; a language without a file of its own has none.
+
+    Raises:
+        InputError: No language has a file, or one does not fit its text; the message names FILE:LINE.
+    """
+    found: dict[tuple[str, str], Annotation] = {}
+    for kind in KINDS:
+        pattern = getattr(grid.corpus, kind)
+        if pattern is None:
+            continue
+        place = toy.resolve(pattern)
+        files = {language: Path(place.replace("{lang}", language)) for language in texts}
+        there = {language: file for language, file in files.items() if file.is_file()}
+        if not there:
+            raise InputError(f"{pattern}: no such file for any language; check corpus.{kind}")
+        for language, file in there.items():
+            _check(kind, file, texts[language])
+            found[kind, language] = Annotation(str(file), file_digest(file))
+    return found
+
+
+def _check(kind: str, file: Path, text: Text) -> None:
+    for number, (line, marks) in enumerate(zip_longest(text, read_marks(kind, file)), 1):
+        if line is None or marks is None:
+            more = file if line is None else text.path
+            raise InputError(f"{file}:{number}: {more} has more lines; expected one per sentence of {text.path}")
+        wanted = len(line.split()) if kind == "upos" else 1
+        if len(marks) != wanted:
+            what = "word classes" if kind == "upos" else "labels"
+            raise InputError(f"{file}:{number}: {len(marks)} {what}; expected {wanted}, as in {text.path}")
+
+
+def read_marks(kind: str, file: str | Path) -> Iterator[list[str]]:
+    """The marks of each sentence: one per word (`upos`), or the whole line as the one label (`labels`).
+
+    Raises:
+        InputError: A line is not UTF-8.
+    """
+    for line in TextLines(Path(file)):
+        yield line.split() if kind == "upos" else [label for label in [line.strip()] if label]
