@@ -322,6 +322,7 @@ class Grid(Part):
                 "neurons" in also and corpus.labels is not None,
             ),
             "structural_rsa": ("corpus.upos", corpus.upos is not None),
+            "false_friends": ("similarity.concept_table", self.similarity.concept_table is not None),
         }
         asked = [measure for measure in self.similarity.measures if measure in needs]
         return {measure: f"needs {needs[measure][0]}" for measure in asked if not needs[measure][1]}

@@ -13,7 +13,10 @@ import yaml
 from raypipe.errors import GridError, InputError
 from raypipe.grid import Grid
 
-FILES = (("corpus", "path"), ("corpus", "labels"), ("corpus", "upos"), ("words", "alignment"), ("lexicon", "path"))
+FILES = (
+    *(("corpus", name) for name in ("path", "labels", "upos")),
+    *(("words", "alignment"), ("lexicon", "path"), ("similarity", "concept_table")),
+)
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative paths
 
 
@@ -36,7 +39,7 @@ def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()
     for field, value in overrides:
         if field == "models":
             data["models"] = _models(data.get("models"), value)
-        elif field.endswith((".path", ".alignment", ".labels", ".upos")) and isinstance(value, str):
+        elif field.endswith((".path", ".alignment", ".labels", ".upos", ".concept_table")) and isinstance(value, str):
             _set(data, field, (_if_there if field.startswith("models.") else _absolute)(value, Path.cwd()))
         else:
             _set(data, field, value)

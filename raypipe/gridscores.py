@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-Measure = Literal["cka", "mexa", "anc", "language_probe", "retrieval", "stability", "expert_overlap", "structural_rsa"]
+Measure = Literal[
+    "cka",
+    "mexa",
+    "anc",
+    "language_probe",
+    "retrieval",
+    "stability",
+    "expert_overlap",
+    "structural_rsa",
+    "false_friends",
+]
 OF_SENTENCES: tuple[Measure, ...] = ("cka", "mexa", "anc", "language_probe")  # measured on states of sentences
 
 Fraction01 = Annotated[float, Field(gt=0, le=1)]
@@ -97,7 +107,11 @@ class SimilaritySettings(Part):
         (),
         description="cka, mexa, anc and language_probe (states of sentences: `states.also`), retrieval (of the lexicon's words), "
         "stability (of concepts between `concepts.seeds`), expert_overlap (states of neurons and `corpus.labels`), structural_rsa "
-        "(`corpus.upos`). One whose input the grid does not name is dropped, and its rows say why.",
+        "(`corpus.upos`), false_friends (`similarity.concept_table`). One whose input is not named is dropped, and its rows say why.",
+    )
+    concept_table: str | None = Field(
+        None,
+        description="For false_friends, a CSV file with a concept per row and a column of word forms per language.",
     )
     experts: Positive = Field(50, description="Neurons taken as experts of a label (expert_overlap).")
     permutations: Positive = Field(200, description="Permutations drawn for the null of each.")

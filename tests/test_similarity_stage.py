@@ -21,8 +21,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import raypipe
 from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, InputError, RunError
-from raypipe.progress import Silent
 from raypipe.gridscores import OF_SENTENCES
+from raypipe.progress import Silent
 from raypipe.science import probes, similarity
 from raypipe.science.agreement import stability
 from raypipe.science.experts import expert_overlap
@@ -354,7 +354,7 @@ def test_a_measure_whose_input_the_grid_does_not_name_is_dropped_and_says_so(
 ) -> None:
     bare = {"states": {}, "corpus": {"path": str(world.path / "text/{lang}.txt")}, "concepts": {"k": 6, "seeds": [0]}}
     notes = Notes()
-    grid = make(world, ALL, **bare, layers=[1], pairs=["en-de"])
+    grid = make(world, [*ALL, "false_friends"], **bare, layers=[1], pairs=["en-de"])
     run = raypipe.run(grid, tmp_path / "run", "inprocess", watcher=notes)
     found = rows(run)
     needs = {
@@ -362,12 +362,13 @@ def test_a_measure_whose_input_the_grid_does_not_name_is_dropped_and_says_so(
         **dict.fromkeys(("stability", "joint_stability"), "needs two or more concepts.seeds"),
         "expert_overlap": "needs states.also: neurons and corpus.labels",
         "structural_rsa": "needs corpus.upos",
+        "false_friends": "needs similarity.concept_table",
         **dict.fromkeys(("retrieval", "retrieval_centred"), ""),
     }
     assert dict(zip(found.measure, found.reason, strict=True)) == needs
     assert found[found.reason != ""].value.isna().all()
     said = [text for text in notes.texts if "is dropped" in text]
-    assert len(said) == len(ALL) - 1
+    assert len(said) == len(ALL)
     assert "similarity: structural_rsa is dropped: needs corpus.upos; its rows say so" in said
     assert not (run.path / "_done/sentences").exists()
     with pytest.raises(GridError, match=r"^similarity\.measures: cka is listed twice"):
@@ -393,16 +394,49 @@ def test_labels_and_word_classes_are_held_to_the_text_before_anything_runs(
     refused("labels", ["a"] * 39, r"en\.marks:40: .*en\.txt has more lines; expected one per sentence of .*en\.txt$")
     refused("labels", ["a"] * 41, r"en\.marks:41: .*en\.marks has more lines; expected one per sentence of .*en\.txt$")
     (tmp_path / "en.marks").unlink()
+    corpus = {"path": str(world.path / "text/{lang}.txt"), "labels": str(tmp_path / "{lang}.marks")}
     with pytest.raises(InputError, match=r"\{lang\}\.marks: no such file for any language; check corpus\.labels$"):
-        ran(
-            make(
-                world,
-                ANNOTATED,
-                corpus={"path": "toy:corpus/{lang}.txt", "labels": str(tmp_path / "{lang}.marks")},
-                languages=["en", "es"],
-            ),
-            tmp_path / "run",
-        )
+        ran(make(world, ANNOTATED, corpus=corpus), tmp_path / "run")
+
+
+def test_false_friends_are_shared_words_whose_concepts_the_table_tells_apart(
+    world: tiny_world.World, tmp_path: Path
+) -> None:
+    (tmp_path / "en.txt").write_text("hand gift arm also\npoison gift hand\nhand arm also 1\n" * 2)
+    (tmp_path / "de.txt").write_text("hand geschenk arm also\ngift geschenk hand\nhand arm auch 1\n" * 2)
+    (tmp_path / "en-de.dict").write_text("hand hand\n")
+    rows_of_table = ["concept,en,de", "hand,Hand|fist,hand", "poison,poison,gift", "gift,gift,geschenk"]
+    rows_of_table += ["arm,arm,arm", "poor,poor,arm", "also,also,auch", "so,so,also|then"]
+    table = tmp_path / "concepts.csv"
+    settings = {"measures": "false_friends", "concept_table": str(table)} | DRAWS
+    changed: dict[str, Any] = {
+        "languages": ["en", "de"],
+        "corpus": {"path": str(tmp_path / "{lang}.txt")},
+        "lexicon": {"format": "muse", "path": str(tmp_path / "{source}-{target}.dict")},
+        "words": {"normalise": "lower"},
+        "concepts": {"k": 2},
+        "similarity": settings,
+        "layers": [3],
+    }
+    with pytest.raises(
+        InputError, match=r"concepts\.csv: no such file for any language; check similarity\.concept_table$"
+    ):
+        ran(make(world, [], **changed), tmp_path / "run")
+    table.write_text("concept,en\nhand,hand\n")
+    [row] = rows(ran(make(world, [], **changed), tmp_path / "run")).to_dict("records")
+    assert row["reason"] == f"{table}:1: no column for de; expected an id and one per language"
+    table.write_text("\n".join(rows_of_table) + "\n")
+    run = ran(make(world, [], **changed), tmp_path / "run")
+    [row] = rows(run).to_dict("records")
+    forms, same = ["also", "arm", "gift", "hand"], [False, True, False, True]  # "1" is shared, but no concept
+    sides = []
+    for language in ("en", "de"):
+        points, states = run.states("tiny", "step-2", language, 3)
+        words = np.array(points["word"].to_pylist())
+        sides.append(np.stack([states[words == form].astype(np.float64).mean(axis=0) for form in forms]))
+    expected = probes.false_friend_margin(*sides, same, SAMPLING)
+    assert (row["value"], row["items"], row["unpaired"]) == (pytest.approx(expected.value), 4, 1)
+    assert row["excess"] == pytest.approx(expected.value)
 
 
 def test_a_language_without_word_classes_and_a_layer_without_neurons_say_so_and_new_ones_are_measured_again(

@@ -1,4 +1,4 @@
-"""What a user adds to the text: a label of each sentence, a word class of each word. Checked before anything runs."""
+"""What a user adds to the text: labels of sentences, classes of words, a concept table. Looked at before anything runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from raypipe.grid import Grid
 from raypipe.rundir import file_digest
 from raypipe.stages.text import Text, TextLines
 
-KINDS = ("labels", "upos")  # fields of `corpus`
-
 
 class Annotation(NamedTuple):
-    """A file beside the text of a language, and its fingerprint."""
+    """A file that says more of the text of a language, and its fingerprint."""
 
     path: str
     fingerprint: str
@@ -30,17 +28,19 @@ def find_annotations(grid: Grid, texts: Mapping[str, Text]) -> dict[tuple[str, s
         InputError: No language has a file, or one does not fit its text; the message names FILE:LINE.
     """
     found: dict[tuple[str, str], Annotation] = {}
-    for kind in KINDS:
-        pattern = getattr(grid.corpus, kind)
+    fields = {"corpus.labels": grid.corpus.labels, "corpus.upos": grid.corpus.upos}
+    for field, pattern in (fields | {"similarity.concept_table": grid.similarity.concept_table}).items():
         if pattern is None:
             continue
         place = toy.resolve(pattern)
         files = {language: Path(place.replace("{lang}", language)) for language in texts}
         there = {language: file for language, file in files.items() if file.is_file()}
         if not there:
-            raise InputError(f"{pattern}: no such file for any language; check corpus.{kind}")
+            raise InputError(f"{pattern}: no such file for any language; check {field}")
+        kind = field.rpartition(".")[2]
         for language, file in there.items():
-            _check(kind, file, texts[language])
+            if field in fields:
+                _check(kind, file, texts[language])
             found[kind, language] = Annotation(str(file), file_digest(file))
     return found
 

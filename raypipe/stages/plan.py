@@ -68,7 +68,7 @@ class Plan:
         corpus: Per language, the fingerprint of its text.
         lexicon: Per direction, (file, inverted): the file of the direction, of the other one, or None where neither is there.
         alignments: With `words.filter: pairwise` per pair the (file, inverted) of its links.
-        annotations: Per kind (`labels`, `upos`) and language that has it, the file beside its text.
+        annotations: Per kind (`labels`, `upos`, `concept_table`) and language that has it, the file.
     """
 
     grid: Grid

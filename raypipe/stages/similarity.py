@@ -21,6 +21,7 @@ from scipy import sparse
 from raypipe.errors import InputError
 from raypipe.grid import Grid
 from raypipe.gridscores import OF_SENTENCES
+from raypipe.interop.concepttable import read_concepts
 from raypipe.rundir import Cell, Mark, RunDir
 from raypipe.schema import TABLES, make_table
 from raypipe.science.agreement import stability
@@ -28,7 +29,7 @@ from raypipe.science.experts import expert_overlap
 from raypipe.science.incidence import IntArray, numbered
 from raypipe.science.intervals import Estimate, FloatArray, Sampling
 from raypipe.science.occurrences import normalise
-from raypipe.science.probes import language_probe, structural_rsa
+from raypipe.science.probes import false_friend_margin, language_probe, structural_rsa
 from raypipe.science.similarity import anc, centred, cka, mexa, retrieval
 from raypipe.stages.annotated import read_marks
 from raypipe.stages.context import Context, Item, Receipt
@@ -39,7 +40,7 @@ NAME, VERSION = "similarity", 1
 FIELDS = ("words.normalise", "similarity.experts", "similarity.permutations", "similarity.resamples")
 FLAT = "scores/similarity.parquet"
 KINDS = {"extract": "words", "sentences": "sentences", "neurons": "neurons"}  # of states, in reasons
-ANNOTATED = {"expert_overlap": "labels", "structural_rsa": "upos"}  # what of the corpus a measure reads
+ANNOTATED = {"expert_overlap": "labels", "structural_rsa": "upos", "false_friends": "concept_table"}
 SEED = 0  # of the permutations and the bootstrap
 Row = dict[str, Any]
 States = NDArray[np.float32]
@@ -91,7 +92,7 @@ def _read_by(grid: Grid) -> list[tuple[str, str]]:
     """The stages whose cells the measures read, each with the axis that names the side or scope."""
     measures = _measurable(grid)
     reads = [("sentences", "lang")] if set(OF_SENTENCES) & set(measures) else []
-    reads += [("extract", "lang")] if {"retrieval", "structural_rsa"} & set(measures) else []
+    reads += [("extract", "lang")] if {"retrieval", "structural_rsa", "false_friends"} & set(measures) else []
     reads += [("neurons", "lang")] if "expert_overlap" in measures else []
     return reads + ([("concepts", "scope")] if "stability" in measures else [])
 
@@ -192,7 +193,9 @@ class _Pair:
         # What several measures read is read once for all of them.
         self._sentences, self._entries = lru_cache(1)(self._read_sentences), lru_cache(1)(self._read_entries)
         self._words, self._lexicon = cache(self._read_words), cache(self._read_lexicon)
-        self._annotations = cache(self._read_annotations)
+        self._annotations, self._concepts = cache(self._read_annotations), cache(self._read_concepts)
+        computed = (self._of_neurons, self._of_classes, self._of_forms)
+        self._annotated = dict(zip(ANNOTATED, computed, strict=True))
 
     def rows(self) -> Iterator[Row]:
         """By layer and measure, in the order of the grid, then by direction."""
@@ -204,8 +207,7 @@ class _Pair:
                     name = "retrieval_centred" if centre else "retrieval"
                     yield self._row(layer, name, direction, partial(self._of_words, layer, direction, centre))
             elif measure in ANNOTATED:
-                compute = {"expert_overlap": self._of_neurons, "structural_rsa": self._of_classes}[measure]
-                yield self._row(layer, measure, self._pair, partial(compute, layer))
+                yield self._row(layer, measure, self._pair, partial(self._annotated[measure], layer))
             else:
                 for k, (name, direction, scope) in product(self._grid.concepts.k, self._scopes()):
                     yield self._row(layer, name, direction, partial(self._of_concepts, layer, scope, k), k)
@@ -264,12 +266,34 @@ class _Pair:
         (x, classes_x), (y, classes_y) = sides
         return structural_rsa(x, classes_x, y, classes_y, self._sampling), None
 
+    def _of_forms(self, layer: int) -> Measured:
+        concepts = self._concepts()
+        self._files("extract", self._pair)  # names both where both failed
+        sides = [self._words(language) for language in self._pair]
+        shared = sorted(sides[0].types.keys() & sides[1].types.keys())
+        forms = [form for form in shared if all(form in of_side for of_side in concepts)]
+        same = [not concepts[0][form].isdisjoint(concepts[1][form]) for form in forms]
+        x, y = (self._vectors(words, forms, layer) for words in sides)
+        return false_friend_margin(x, y, same, self._sampling), len(shared) - len(forms)
+
     def _read_annotations(self, kind: str) -> list[list[list[str]]]:
         """The marks of each sentence of both languages."""
+        return [list(read_marks(kind, path)) for path in self._paths(kind)]
+
+    def _read_concepts(self) -> list[dict[str, set[str]]]:
+        """The concepts of each word form of both languages."""
+        table = read_concepts(self._paths("concept_table")[0], self._pair)
+        found: list[dict[str, set[str]]] = [{}, {}]
+        for (of_side, language), concept in product(zip(found, self._pair, strict=True), table.concepts):
+            for form in concept.forms[language]:
+                of_side.setdefault(normalise(form, self._grid.words.normalise), set()).add(concept.id)
+        return found
+
+    def _paths(self, kind: str) -> list[str]:
         paths = {language: self._item["annotations"].get((kind, language)) for language in self._pair}
         if lacking := [language for language, path in paths.items() if path is None]:
             raise _Unmeasured(f"no_{kind}: {', '.join(lacking)}")
-        return [list(read_marks(kind, path)) for path in paths.values()]
+        return list(paths.values())
 
     def _scopes(self) -> Iterator[tuple[str, Pair, str]]:
         """Whose concepts are compared between seeds: a direction's source, and the pair's joint scope where the grid has it."""
@@ -300,19 +324,17 @@ class _Pair:
         source, target = map(self._words, direction)
         kept = [(s, t) for s, t in entries if s in source.types and t in target.types]
         forms = [s for s, _ in kept], [t for _, t in kept]
-        x, y = (
-            self._means(words, layer)[np.array([words.types[word] for word in of_side], np.int64)]
-            for words, of_side in zip((source, target), forms, strict=True)
-        )
+        x, y = (self._vectors(*side, layer) for side in zip((source, target), forms, strict=True))
         return x, y, forms, len(entries) - len(kept)
 
-    def _means(self, words: _Words, layer: int) -> FloatArray:
-        """The mean state of each word, float64 [types, d]; summed file by file, of which one is held."""
+    def _vectors(self, words: _Words, forms: Sequence[str], layer: int) -> FloatArray:
+        """The mean state of each form, float64 [forms, d]; summed file by file, of which one is held."""
         sums, types = np.zeros(()), len(words.types)
         for file, index in zip(words.files, words.word, strict=True):
             which = sparse.csr_array((np.ones(len(index)), (index, np.arange(len(index)))), shape=(types, len(index)))
             sums = sums + which @ read_layer(self._run.path / file, layer).astype(np.float64)
-        return np.asarray(sums / np.bincount(np.concatenate(words.word))[:, None])
+        means = sums / np.bincount(np.concatenate(words.word))[:, None]
+        return np.asarray(means[np.array([words.types[form] for form in forms], np.int64)])
 
     def _read_words(self, language: str) -> _Words:
         [files] = self._files("extract", (language,))
