@@ -12,6 +12,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import tiny_models
 import tiny_world
@@ -27,6 +28,8 @@ from raypipe.science import probes, similarity
 from raypipe.science.agreement import stability
 from raypipe.science.experts import expert_overlap
 from raypipe.science.intervals import Sampling
+from raypipe.web import charts, frames
+from raypipe.web.report import render
 
 ANNOTATED = ["expert_overlap", "structural_rsa"]
 ALL = [*OF_SENTENCES, "retrieval", "stability", *ANNOTATED]
@@ -487,6 +490,21 @@ def test_the_report_draws_each_measure_over_the_layers(whole: raypipe.Run) -> No
     assert set(drawn.pair) == {"en + de", "en + fr", "de + fr"}
     assert set(pd.DataFrame(data["sets"]["retrieval"]["rows"], columns=columns).pair) >= {"en → de", "de → en"}
     assert "retrieval: no_lexicon (4 rows)" in page
+
+
+def test_the_report_draws_each_measure_over_the_revisions_too(whole: raypipe.Run) -> None:
+    table, names = whole.similarity().to_pandas(), ("step-2", "step-10", "random:7")
+    runs = pd.concat([table.assign(revision=name) for name in names])
+    found = frames.neighbours(pa.Table.from_pandas(runs, preserve_index=False))
+    frames.mark_best(found, {})
+    layers, steps = charts.neighbour("stability_k6", found["stability_k6"])
+    assert (layers.id, steps.id) == ("stability_k6-layers", "stability_k6-steps")
+    assert steps.title == "Stability over revisions, K = 6"
+    alt.Chart.from_dict(steps.spec, validate=True)
+    assert {2, 10} == set(found["cka"].step.dropna())
+    assert (found["cka"].best == (found["cka"].layer == 3)).all()  # without CALIGN the last layer
+    page = render({"similarity": pa.Table.from_pandas(runs, preserve_index=False)}, {}, {})
+    assert 'id="cka-steps"' in page
 
 
 def test_show_prints_the_measures(whole: raypipe.Run, command: Callable[..., Any]) -> None:

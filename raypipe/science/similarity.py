@@ -251,7 +251,11 @@ def same_width(measure: str, x: NDArray[Any], y: NDArray[Any], least: int) -> tu
 
 
 def _nearest(x: FloatArray, y: FloatArray) -> tuple[IntArray, NDArray[np.bool_]]:
-    """Per unit row of x the nearest row of y, the lowest among ties, and whether it has no rival; each [n]."""
+    """Per unit row of x the nearest row of y, the lowest among ties, and whether it has no rival; each [n].
+
+    By float64 products, not by an index of faiss: that computes in float32, where rounding picks between copies of a
+    row, and it says neither which of several nearest rows it returns nor that there are several.
+    """
     best, alone = np.empty(len(x), np.int64), np.empty(len(x), np.bool_)
     for rows in blocks(len(x), _ROWS):
         cosines = x[rows] @ y.T

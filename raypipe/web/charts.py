@@ -196,10 +196,17 @@ def charts(metric: str, frame: pd.DataFrame, axes: list[Setting]) -> list[Chart]
     return found
 
 
-def neighbour(measure: str, frame: pd.DataFrame) -> Chart:
-    """The chart over layers of a measure of `frames.neighbours`."""
+def neighbour(measure: str, frame: pd.DataFrame) -> list[Chart]:
+    """The charts of a measure of `frames.neighbours`: over layers and, where there are several, over the trained revisions."""
     kind, _, k = measure.partition("_k")
     name, what = NEIGHBOURS[kind]
-    title = f"{name} over layers" + (f", K = {k}" if k else "")
     caption = f"{what[0].upper()}{what[1:]}; rules are 95 % bootstrap intervals."
-    return Chart(f"{measure}-layers", title, caption, curves("neighbour", frame, [], "layer", measure))
+    at = f", K = {k}" if k else ""
+    found = [
+        Chart(f"{measure}-layers", f"{name} over layers{at}", caption, curves("neighbour", frame, [], "layer", measure))
+    ]
+    if frame.loc[~frame["random"], "step"].nunique() > 1:
+        caption = f"{name} over the revisions, at the chosen layer; rules are 95 % bootstrap intervals."
+        steps = curves("neighbour", frame, [], "step", measure)
+        found.append(Chart(f"{measure}-steps", f"{name} over revisions{at}", caption, steps))
+    return found

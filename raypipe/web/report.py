@@ -25,7 +25,7 @@ _CONCEPTS = 10  # aligned concepts listed per model and direction
 _WORDS = 12  # word pairs printed of a concept
 _LISTS = 60  # lists of concepts on the page
 _NEIGHBOUR = ["model", "revision", "layer", "pair", "source", "target", "random", "last", "value", "lo", "hi", "chance"]
-_NEIGHBOUR += ["ref", "ref_lo", "ref_hi"]  # the columns that its charts read
+_NEIGHBOUR += ["ref", "ref_lo", "ref_hi", "step", "best"]  # the columns that its charts read
 _ALL_MODELS = 4  # models that the charts open with together
 
 
@@ -44,7 +44,8 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
     """
     scored = frames.scores(tables)
     axes = frames.settings(scored)
-    frames.mark_best(scored, axes)
+    beside = frames.neighbours(tables.get("similarity"))
+    frames.mark_best(scored | beside, axes)
     key = frames.best_layers(scored, axes)
     drawn, sets, notes, varied = [], {}, [], {}
     for metric, frame in scored.items():
@@ -52,9 +53,9 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
         drawn += charts.charts(metric, kept, varied[metric])
         sets[metric] = frames.compact(kept, _columns(metric, varied[metric]))
         notes += [note] if note else []
-    for measure, frame in frames.neighbours(tables.get("similarity")).items():
+    for measure, frame in beside.items():
         kept, _, note = frames.thin(frame, [])
-        drawn.append(charts.neighbour(measure, kept))
+        drawn += charts.neighbour(measure, kept)
         sets[measure] = frames.compact(kept, _NEIGHBOUR)
         notes += [f"{measure}: {note}"] if note else []
     selects = _selects(scored, varied)
