@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_models
 import tiny_world
+from safetensors.numpy import load_file, save_file
 
 import raypipe
 from raypipe import planning
@@ -404,6 +405,33 @@ def test_sentences_that_were_dropped_or_skipped_have_no_state(world: tiny_world.
         ("de", 31, "too_long"),
         ("en", 31, "too_long"),
     ]
+
+
+def test_neurons_that_overflow_leave_words_and_sentences_standing(world: tiny_world.World, tmp_path: Path) -> None:
+    shutil.copytree(world.path / "model/step-2", tmp_path / "model")
+    file = tmp_path / "model/model.safetensors"
+    weights = load_file(file)
+    weights["encoder.layer.2.intermediate.dense.bias"][3] = 1e6
+    weights["encoder.layer.2.output.dense.weight"][:, 3] = 0
+    save_file(weights, file, metadata={"format": "pt"})
+    fields = {"models": [{"name": "t", "path": str(tmp_path / "model")}], "dtype": {"store": "float16"}}
+    grid = small(world, **fields, states={"also": ["sentences", "neurons"]})
+    with pytest.raises(
+        CellsFailed, match=r"^2 cells failed.*\n.*neurons of layer 3 overflow float16; store float32"
+    ) as error:
+        raypipe.run(grid, tmp_path / "run", "inprocess")
+    assert str(error.value).count("\n  neurons model=t") == 2
+    assert len(marks(tmp_path / "run", "extract")) == len(marks(tmp_path / "run", "sentences")) == 2
+    assert not marks(tmp_path / "run", "neurons")
+    assert raypipe.open_run(tmp_path / "run").calign().num_rows
+    with pytest.raises(CellsFailed, match="2 cells failed"):
+        raypipe.run(grid, tmp_path / "run", "inprocess", only="neurons")
+    alone = extracted(small(world, **fields), tmp_path / "alone")
+    for language in ("en", "de"):
+        parts = [
+            sorted((place / "activations").rglob(f"lang={language}/part-*")) for place in (tmp_path / "run", alone.path)
+        ]
+        assert [p.read_bytes() for p in parts[0]] == [p.read_bytes() for p in parts[1]]
 
 
 def test_rows_that_are_lost_or_doubled_are_noticed() -> None:

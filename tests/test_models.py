@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -22,6 +23,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 import raypipe.models.states as states_module
 from raypipe.errors import GridError, InputError, ModelError
 from raypipe.models.batches import plan_batches
+from raypipe.models.leaving import one_behind
 from raypipe.models.load import load_model
 from raypipe.models.locate import (
     Checkpoint,
@@ -462,33 +464,44 @@ def test_sentences_and_neurons_that_are_not_finite(bert: Path) -> None:
     read_whole(bert, [1, 2], [[], [1]], "float32", ("sentences", "neurons"))
     message = r"the state of sentence 0 at layer 3 is not finite in float32; compute in float32, or check the weights$"
     with pytest.raises(ModelError, match=message):
-        read_whole(bert, [1, 3], [[], []], "float32", ("sentences",))
+        read_whole(bert, [1, 3], [[], []], "float32", ("sentences",)).sentences  # noqa: B018
     spoil(bert, lambda weights: weights["encoder.layer.3.intermediate.dense.bias"].fill_(float("inf")))
     message = r"the largest neuron of sentence 0 at layer 3 is not finite in float32; compute in float32, or check the"
     with pytest.raises(ModelError, match=message):
-        read_whole(bert, [0, 3], [[], []], "float32", ("neurons",))
+        read_whole(bert, [0, 3], [[], []], "float32", ("neurons",)).neurons  # noqa: B018
 
 
 def test_sentences_and_neurons_too_large_for_float16(bert: Path) -> None:
     wide = read_whole(bert, [0, 3], [[1], []], "float32", ("sentences", "neurons"))
     narrow = read_whole(bert, [0, 3], [[1], []], "float16", ("sentences", "neurons"))
-    for exact, stored in zip((wide.words, *wide[2:]), (narrow.words, *narrow[2:]), strict=True):
-        assert exact is not None
-        assert stored is not None
+    for kind in ("words", "sentences", "neurons"):
+        exact, stored = getattr(wide, kind), getattr(narrow, kind)
         assert stored.dtype == np.float16
         assert (stored == exact.astype(np.float16)).all()
     spoil(bert, lambda weights: weights["encoder.layer.2.intermediate.dense.bias"].fill_(1e6))
-    with pytest.raises(
-        ModelError,
-        match=r"^model 'm', revision 'main': neurons of layer 3 overflow float16; store float32 \(grid field dtype\.store\)$",
-    ):
-        read_whole(bert, [0, 3], [[], []], "float16", ("neurons",))
+    states = read_whole(bert, [0, 3], [[1], []], "float16", ("sentences", "neurons"))
+    message = r"^model 'm', revision 'main': {} of layer 3 overflow float16; store float32 \(grid field dtype\.store\)$"
+    with pytest.raises(ModelError, match=message.format("neurons")):
+        states.neurons  # noqa: B018
+    assert np.isfinite(states.words).all()
+    assert states.sentences is not None
     spoil(bert, lambda weights: weights["encoder.layer.2.output.LayerNorm.weight"].fill_(1e6))
-    with pytest.raises(
-        ModelError,
-        match=r"^model 'm', revision 'main': states of layer 3 overflow float16; store float32 \(grid field dtype\.store\)$",
-    ):
-        read_whole(bert, [0, 3], [[], []], "float16", ("sentences",))
+    with pytest.raises(ModelError, match=message.format("states")):
+        read_whole(bert, [0, 3], [[], []], "float16", ("sentences",)).sentences  # noqa: B018
+
+
+def test_a_batch_is_taken_when_the_next_one_is_under_way() -> None:
+    events = list[str]()
+
+    def made() -> Iterator[int]:
+        for number in range(3):
+            events.append(f"made {number}")
+            yield number
+
+    for number in one_behind(made()):
+        events.append(f"taken {number}")
+    assert events == ["made 0", "made 1", "taken 0", "made 2", "taken 1", "taken 2"]
+    assert list(one_behind([])) == []
 
 
 def test_states_too_large_for_float16(bert: Path) -> None:

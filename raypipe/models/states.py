@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from raypipe.errors import GridError, InputError, ModelError
 from raypipe.models.batches import Merge, feed_decoder, own_positions, pad, plan_batches
 from raypipe.models.layers import Batch, Reader, pool, total
+from raypipe.models.leaving import Floats, Leaving, Rows, States, copy_stream, one_behind
 from raypipe.models.load import load_model, load_tokenizer
 from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, read_config
 from raypipe.models.windows import LongSentences
@@ -36,29 +37,7 @@ Component = Literal["encoder", "decoder"]
 DecoderState = Literal["read", "predict"]
 DecoderSource = Literal["copy", "empty", "pair"]
 Also = Literal["sentences", "neurons"]
-Floats = NDArray[np.floating]
 TOKEN_BUDGET = 1024  # pieces of one batch of `word_states`, padding included
-
-
-class States(NamedTuple):
-    """What an `Extractor` reads of some encoded sentences.
-
-    The tokens of a sentence are its pieces, the unknown one among them; special tokens around it (start, end, language code)
-    are none. A piece's state is the one that words are made of: with the decoder state `predict`, at the position before it.
-    Of a sentence read in windows each token counts once, from the window where it is farthest from an edge.
-
-    Attributes:
-        words: [L, W, D], words in the order of the `Encoded`.
-        sentence: int64 [S], the caller's index of each sentence that has a state, ascending; empty if none was asked for.
-        sentences: [L, S, D], the mean over a sentence's tokens, added in float32; None unless asked for.
-        neurons: [M, S, F], the largest value over a sentence's tokens of each neuron: of the inputs of the down projection of
-            the block's feed-forward, after the non-linearity and the gate; None unless asked for.
-    """
-
-    words: Floats
-    sentence: NDArray[np.int64]
-    sentences: Floats | None
-    neurons: Floats | None
 
 
 class Extractor:
@@ -137,6 +116,7 @@ class Extractor:
         self._pooling = pooling
         self._compute = compute
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._copies = copy_stream(self._device)
         self.tokenizer = load_tokenizer(checkpoint)
         self._model = load_model(checkpoint, max(self.layers), component).to(self._device)
         family, config = read_config(checkpoint)
@@ -221,7 +201,10 @@ class Extractor:
             return np.empty((0, len(self.layers), self.width), np.float32)
         filled = encoded.lengths > 0
         batch = encoded if filled.all() else encoded.take(np.flatnonzero(filled))
-        return self._read(batch)["words"].swapaxes(0, 1)
+        words = self._read(batch).arrive()["words"]
+        if error := self._not_finite("words", words, batch):
+            raise error
+        return np.stack(words, axis=1)
 
     def run(self, encoded: Encoded, batches: Iterable[NDArray[np.int64]], dtype: Stored = "float32") -> States:
         """States of all words of `encoded`, and what was asked for beside them.
@@ -233,34 +216,58 @@ class Extractor:
 
         Raises:
             InputError: a word, a sentence or the encoder has nothing to read.
-            ModelError: a state is NaN or infinite, or overflows `dtype`.
         """
-        found: dict[str, Floats] = {}
-        for name, layers in self._layers_of.items():
-            size = len(encoded.words if name == "words" else encoded.ids)
-            shape = (len(layers), size, self.neurons if name == "neurons" else self.width)
-            found[name] = np.empty(shape, dtype if name == "words" else np.float32)
-        for batch in batches:
-            for name, values in self._read(encoded.take(batch)).items():
-                with np.errstate(over="ignore"):
-                    found[name][:, encoded.words_of(batch) if name == "words" else batch] = values
+        found: dict[str, Floats | ModelError] = {}
+        for kind, layers in self._layers_of.items():
+            size = len(encoded.words if kind == "words" else encoded.ids)
+            shape = (len(layers), size, self.neurons if kind == "neurons" else self.width)
+            found[kind] = np.empty(shape, dtype if kind == "words" else np.float32)
+        parts = ((batch, encoded.take(batch)) for batch in batches)
+        for batch, part, leaving in one_behind((batch, part, self._read(part)) for batch, part in parts):
+            self._keep(found, encoded, batch, part, leaving.arrive())
+            if all(isinstance(values, ModelError) for values in found.values()):
+                break
         merge = Merge(encoded.sentences, encoded.own if self._whole else None)
-        if "sentences" in found:
-            found["sentences"] = merge.mean(found["sentences"])
-        if "neurons" in found:
-            found["neurons"] = merge.largest(found["neurons"])
-        for name, values in found.items():
-            with np.errstate(over="ignore"):
-                found[name] = values.astype(dtype, copy=False)
-            for layer, of_layer in zip(self._layers_of[name], found[name], strict=True):
-                if not np.isfinite(of_layer).all():
-                    what = "neurons" if name == "neurons" else "states"
-                    raise ModelError(
-                        f"{self._checkpoint.label}: {what} of layer {layer} overflow {dtype}; store float32 (grid field dtype.store)"
-                    )
-        return States(found["words"], merge.numbers, found.get("sentences"), found.get("neurons"))
+        merged = {"words": lambda values: values, "sentences": merge.mean, "neurons": merge.largest}
+        for kind, values in found.items():
+            if not isinstance(values, ModelError):
+                found[kind] = self._narrowed(kind, merged[kind](values), dtype)
+        return States(merge.numbers, found)
 
-    def _read(self, encoded: Encoded) -> dict[str, NDArray[np.float32]]:
+    def _keep(
+        self,
+        found: dict[str, Floats | ModelError],
+        encoded: Encoded,
+        batch: NDArray[np.int64],
+        part: Encoded,
+        rows: Rows,
+    ) -> None:
+        """Puts what was read of a batch, `part`, to its places; a kind with a value that is not finite falls."""
+        for kind, read in rows.items():
+            values = found[kind]
+            if isinstance(values, ModelError):
+                continue
+            if error := self._not_finite(kind, read, part):
+                found[kind] = error
+                continue
+            places = encoded.words_of(batch) if kind == "words" else batch
+            with np.errstate(over="ignore"):
+                for of_kind, of_layer in zip(values, read, strict=True):
+                    of_kind[places] = of_layer
+
+    def _narrowed(self, kind: str, values: Floats, dtype: Stored) -> Floats | ModelError:
+        """The values in the precision asked for, or the error that they overflow it."""
+        with np.errstate(over="ignore"):
+            narrowed = values.astype(dtype, copy=False)
+        for layer, of_layer in zip(self._layers_of[kind], narrowed, strict=True):
+            if not np.isfinite(of_layer).all():
+                what = "neurons" if kind == "neurons" else "states"
+                return ModelError(
+                    f"{self._checkpoint.label}: {what} of layer {layer} overflow {dtype}; store float32 (grid field dtype.store)"
+                )
+        return narrowed
+
+    def _read(self, encoded: Encoded) -> Leaving:
         """Of one batch, no row empty: `words` [L, W, D], `sentences` [L, B, D] (sums over own pieces), `neurons` [M, B, F]."""
         import torch
 
@@ -281,10 +288,7 @@ class Extractor:
                 kept["sentences"] = [total(states[layer], own) for layer in self.layers]
             if "neurons" in self._layers_of:
                 kept["neurons"] = [peaks[layer] for layer in self.neuron_layers]
-            read = {name: torch.stack(values).cpu().numpy() for name, values in kept.items()}
-        for name, values in read.items():
-            self._refuse_not_finite(name, values, encoded)
-        return read
+            return Leaving(kept, self._copies)
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         import torch
@@ -298,17 +302,19 @@ class Extractor:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=getattr(torch, self._compute))
 
-    def _refuse_not_finite(self, name: str, values: NDArray[np.float32], encoded: Encoded) -> None:
-        if np.isfinite(values).all():
-            return
-        place, at = np.argwhere(~np.isfinite(values).all(axis=2))[0]
-        whose = f"sentence {encoded.sentences[at]}"
-        if name == "words":
-            whose = f"word '{encoded.words[at]}' (sentence {encoded.sentence[at]}, token {encoded.token[at]})"
-        raise ModelError(
-            f"{self._checkpoint.label}: the {'largest neuron' if name == 'neurons' else 'state'} of {whose} at layer "
-            f"{self._layers_of[name][place]} is not finite in {self._compute}; compute in float32, or check the weights"
-        )
+    def _not_finite(self, kind: str, layers: Sequence[NDArray[np.float32]], encoded: Encoded) -> ModelError | None:
+        """The error that a value of a batch is NaN or infinite, if one is."""
+        for layer, values in zip(self._layers_of[kind], layers, strict=True):
+            if not np.isfinite(values).all():
+                at = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+                whose = f"sentence {encoded.sentences[at]}"
+                if kind == "words":
+                    whose = f"word '{encoded.words[at]}' (sentence {encoded.sentence[at]}, token {encoded.token[at]})"
+                return ModelError(
+                    f"{self._checkpoint.label}: the {'largest neuron' if kind == 'neurons' else 'state'} of {whose} at layer "
+                    f"{layer} is not finite in {self._compute}; compute in float32, or check the weights"
+                )
+        return None
 
 
 def word_states(

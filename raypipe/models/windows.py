@@ -47,8 +47,8 @@ def windows(begin: int, end: int, room: int, how: LongSentences) -> list[tuple[i
 def nearest(parts: list[tuple[int, int]], first: int, last: int) -> int | None:
     """The part in which the pieces first..last are farthest from an edge, the earlier one on a tie; None if none holds them."""
     margins = [min(first - start, stop - 1 - last) for start, stop in parts]
-    best = max(range(len(parts)), key=lambda index: margins[index])
-    return best if margins[best] >= 0 else None
+    best = max(margins)
+    return margins.index(best) if best >= 0 else None
 
 
 def part_ids(piece: Pieces, part: tuple[int, int]) -> NDArray[np.int32]:

@@ -179,6 +179,9 @@ def _book(context: Context, group: _Group, shard: int, result: Receipt) -> None:
     for kind, cell in group.cells.items():
         if shard not in group.left[kind]:
             continue
+        if "failed" in result[kind]:
+            context.fail(cell, result[kind]["failed"], result[kind]["trace"])
+            continue
         group.left[kind].remove(shard)
         group.receipts[kind].append(result[kind] | {"shard": shard})
         if not group.left[kind] and not context.has_failed(cell):

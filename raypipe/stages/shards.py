@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -88,26 +89,20 @@ class Worker:
         batches = _batches(encoded, item["budget"])
         states = _run(extractor, encoded, batches, item)
         receipts: Receipt = {}
-        if "words" in folders and any(asked.tokens):
-            lost = [(int(lines.numbers[word.sentence]), word.token, str(word.why)) for word in encoded.lost]
-            lost += [(*point, NO_SOURCE) for point in unread.points()]
-            got = list(zip(encoded.sentence.tolist(), encoded.token.tolist(), strict=True))
-            check_rows(asked.points(), got, [place[:2] for place in lost])
-            points = {"sentence": encoded.sentence, "token": encoded.token, "word": encoded.words}
-            words = dict(zip(asked.numbers.tolist(), asked.words, strict=True))
-            away = [{"sentence": n, "token": t, "word": words[n][t], "why": why} for n, t, why in sorted(lost)]
-            receipts["words"] = _write(run, item, "words", points, item["layers"], states.words, away)
+        for kind in folders:
+            if kind == "words" and not any(asked.tokens):
+                continue
+            layers = extractor.neuron_layers if kind == "neurons" else item["layers"]
+            if kind == "words":
+                rows, lost = _words(asked, lines, unread, encoded)
+            else:
+                rows, lost = _sentences(asked, lines, unread, encoded, states.sentence)
+            try:
+                receipts[kind] = _write(run, item, kind, rows, layers, getattr(states, kind), lost)
+            except ModelError as error:  # the other kinds stand
+                receipts[kind] = {"failed": str(error), "trace": traceback.format_exc()}
+        if "words" in receipts:
             receipts["words"] |= _counts(encoded, batches, extractor.tokenizer.unk_token_id)
-        for kind, layers, of_kind in (
-            ("sentences", item["layers"], states.sentences),
-            ("neurons", getattr(extractor, "neuron_layers", ()), states.neurons),
-        ):
-            if kind in folders:
-                gone = [(int(lines.numbers[line.sentence]), str(line.why)) for line in encoded.lost_sentences]
-                gone += [(number, NO_SOURCE) for number in unread.numbers.tolist()]
-                check_rows(asked.numbers.tolist(), states.sentence.tolist(), [number for number, _ in gone])
-                away = [{"sentence": number, "why": why} for number, why in sorted(gone)]
-                receipts[kind] = _write(run, item, kind, {"sentence": states.sentence}, layers, of_kind, away)
         for receipt in receipts.values():
             receipt["seconds"] = (time.perf_counter() - started) / len(receipts)
         return receipts
@@ -261,6 +256,30 @@ def _batches(encoded: Encoded, budget: int) -> list[np.ndarray]:
     ]
 
 
+Lost = list[dict[str, Any]]  # rows of the table of what has no state
+
+
+def _words(asked: _Lines, lines: _Lines, unread: _Lines, encoded: Encoded) -> tuple[dict[str, Any], Lost]:
+    """The rows of the words that have a state, and those of the others."""
+    lost = [(int(lines.numbers[word.sentence]), word.token, str(word.why)) for word in encoded.lost]
+    lost += [(*point, NO_SOURCE) for point in unread.points()]
+    got = list(zip(encoded.sentence.tolist(), encoded.token.tolist(), strict=True))
+    check_rows(asked.points(), got, [place[:2] for place in lost])
+    words = dict(zip(asked.numbers.tolist(), asked.words, strict=True))
+    rows = {"sentence": encoded.sentence, "token": encoded.token, "word": encoded.words}
+    return rows, [{"sentence": n, "token": t, "word": words[n][t], "why": why} for n, t, why in sorted(lost)]
+
+
+def _sentences(
+    asked: _Lines, lines: _Lines, unread: _Lines, encoded: Encoded, got: np.ndarray
+) -> tuple[dict[str, Any], Lost]:
+    """The rows of the sentences that have a state, and those of the others."""
+    gone = [(int(lines.numbers[line.sentence]), str(line.why)) for line in encoded.lost_sentences]
+    gone += [(number, NO_SOURCE) for number in unread.numbers.tolist()]
+    check_rows(asked.numbers.tolist(), got.tolist(), [number for number, _ in gone])
+    return {"sentence": got}, [{"sentence": number, "why": why} for number, why in sorted(gone)]
+
+
 def check_rows(asked: list[Any], got: list[Any], lost: list[Any]) -> None:
     """Holds what comes out of a shard to what went in.
 
@@ -291,7 +310,7 @@ def _write(
     rows: dict[str, Any],
     layers: Sequence[int],
     states: np.ndarray,
-    lost: list[dict[str, Any]],
+    lost: Lost,
 ) -> Receipt:
     """Writes the rows of one kind with their states, [layers, rows, width], and beside them what has no state."""
     folder, shard, language = item["folders"][kind], f"{item['shard']:05d}", item["language"]
