@@ -4,11 +4,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import GridError, InputError
-from raypipe.interop.clusterfiles import read_clusters
 from raypipe.interop.dictionaries import read_dictionary
 from raypipe.science.calign import Cooccurrence, calign, mutual
 from raypipe.science.nulls import generators, p_value, summarise
@@ -209,100 +208,6 @@ def test_wrong_data():
         calign(side, side, {"a": "cat"})
     with pytest.raises(GridError, match=r"translations 3: not among those prepared, \[1, 5\]; add it there"):
         Cooccurrence(side, side, TO_CAPITALS, [5, 1]).evaluate(AlignThresholds(translations=3))
-
-
-# --- the plain reading of the definition, from the text of the files ---
-
-
-def naive_groups(text):
-    groups = {}
-    for line in text.split("\n"):
-        if line:
-            word, _, _, _, concept = line.rsplit("|||", 4)
-            groups.setdefault(int(concept), set()).add(word)
-    return groups
-
-
-def naive_dictionary(text, official):
-    lists = {}
-    for i, line in enumerate(text.split("\n")[:-1]):
-        pair, tail = line.split(": Probability = ")
-        source, target = pair.split(" -> ")
-        probability, count = tail.split(", Count = ")
-        rank = i if official else (-float(probability), -int(count), i)
-        if official or not (" " in source or " " in target):
-            lists.setdefault(source, []).append((rank, target))
-    ranked = {source: [target for _, target in sorted(found)] for source, found in lists.items()}
-    return ranked if official else {source: list(dict.fromkeys(found)) for source, found in ranked.items()}
-
-
-def naive_calign(source, target, dictionary, theta, n, min_types, ratio, official, denominator="all"):
-    theta, ratio = (float(theta), float(ratio)) if official else (Fraction(theta), Fraction(ratio))
-    share = (lambda a, b: a / b) if official else Fraction
-    above = (lambda a, b: a > b) if official else (lambda a, b: a >= b)
-    eligible = reachable = 0
-    pairs = []
-    for cs, words in sorted(source.items()):
-        if not above(len(words), min_types):
-            continue
-        eligible += 1
-        covered = sum(1 for w in words if dictionary.get(w))
-        whole = covered if denominator == "covered" else len(words)
-        reachable += bool(whole) and above(share(covered, whole), theta)
-        for ct, others in sorted(target.items()):
-            m = sum(1 for w in words if set(dictionary.get(w, [])[: max(n, 1)]) & others)
-            small, large = sorted((len(words), len(others)))
-            q = share(len(words), len(others)) if official else share(small, large)
-            if whole and above(share(m, whole), theta) and above(q, ratio):
-                pairs.append((cs, ct))
-    return len(source), eligible, reachable, len({s for s, _ in pairs}), tuple(pairs)
-
-
-WORDS = ["a", "b", "c", "d", "x|||y", "2024"]
-SIDE = st.lists(st.tuples(st.sampled_from(WORDS), st.integers(0, 3)), max_size=14)
-TARGETS = st.sampled_from([*WORDS, "to go", "Z"])
-ENTRY = st.tuples(st.sampled_from([*WORDS, "to go"]), TARGETS, st.integers(0, 4), st.integers(0, 2))
-THRESHOLD = st.tuples(
-    st.sampled_from(["0.2", "0.25", "0.4", "0.5", "0.6", "0.75", "0.8", "1"]),
-    st.integers(1, 4),
-    st.integers(1, 4),
-    st.sampled_from(["0", "0.5", "0.6", "0.75", "1"]),
-)
-
-
-def cluster_text(side):
-    return "".join(f"{word}|||0|||0|||{token}|||{concept}\n" for token, (word, concept) in enumerate(side))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("files")
-
-
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(SIDE, SIDE, st.lists(ENTRY, min_size=1, max_size=12), THRESHOLD)
-def test_files_give_what_the_plain_loops_give(folder, source, target, entries, threshold):
-    texts = [cluster_text(source), cluster_text(target)]
-    texts.append("".join(f"{s} -> {t}: Probability = {p / 4}, Count = {c}\n" for s, t, p, c in entries))
-    paths = [folder / name for name in ("source", "target", "dictionary")]
-    for path, text in zip(paths, texts, strict=True):
-        path.write_text(text)
-    sides = [(found.words, found.concepts) for found in map(read_clusters, paths[:2])]
-    groups = [naive_groups(text) for text in texts[:2]]
-    theta, n, types, ratio = threshold
-    for official, semantics in ((False, "default"), (True, "official")):
-        ranked = naive_dictionary(texts[2], official)
-        if not ranked:
-            with pytest.raises(InputError, match="no usable entry"):
-                read_dictionary(paths[2], semantics=semantics)
-            continue
-        dictionary = read_dictionary(paths[2], semantics=semantics).ranked()
-        assert dictionary == ranked
-        prepared = Cooccurrence(*sides, dictionary, [n])
-        for denominator in ("all",) if official else ("all", "covered"):
-            found = prepared.evaluate(AlignThresholds(theta, n, types, ratio, official, denominator))
-            expected = naive_calign(*groups, ranked, theta, n, types, ratio, official, denominator)
-            assert (found.concepts, found.eligible, found.reachable, found.aligned, found.pairs) == expected
 
 
 # --- the prepared structure ---

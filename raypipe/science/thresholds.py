@@ -60,7 +60,7 @@ class AlignThresholds:
     """When a source concept is aligned.
 
     Attributes:
-        theta: Least share of its types with a translation in the target concept, in (0, 1].
+        theta: Least share of its types with a translation in the target concept, in (0, 1]; also 0 in the official mode.
         translations: Translations kept per word.
         min_types: Least types of a source concept.
         size_ratio: Least ratio of the smaller to the larger type count; 0 = no limit.
@@ -79,7 +79,8 @@ class AlignThresholds:
     denominator: str = "all"
 
     def __post_init__(self) -> None:
-        if not 0 < exact("theta", self.theta) <= 1:
+        theta = exact("theta", self.theta)
+        if not 0 <= theta <= 1 or (theta == 0 and not self.official):
             raise GridError(f"theta {self.theta}: expected a fraction above 0 and at most 1")
         if self.translations < (0 if self.official else 1):
             raise GridError(f"translations {self.translations}: must be at least {0 if self.official else 1}")
@@ -116,8 +117,8 @@ class OverlapThresholds:
     def __post_init__(self) -> None:
         theta = exact("theta", self.theta)
         if self.official:
-            if not 0 < theta <= 100:
-                raise GridError(f"theta {self.theta}: expected a percentage above 0 and at most 100")
+            if not 0 <= theta <= 100:
+                raise GridError(f"theta {self.theta}: expected a percentage from 0 to 100")
             if self.min_types != 1 or self.rule != "all":
                 raise GridError(
                     f"min_types {self.min_types}, rule {self.rule}: the official mode has neither; use 1, all"
