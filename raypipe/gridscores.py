@@ -65,7 +65,9 @@ class CalignSettings(Part):
     size_ratio: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(listed)] = Field(
         (0.6,), description="Least smaller/larger type count; 0 = off."
     )
-    null_draws: Natural = Field(20, description="Shuffled dictionaries drawn for the null.")
+    null_draws: Natural = Field(
+        20, description="Draws of each null: shuffled dictionaries, permuted labels, random clusterings; 0 = no null."
+    )
 
     _not_empty = field_validator("theta", "translations", "min_types", "size_ratio")(unique)
 
@@ -82,8 +84,14 @@ class ColapSettings(Part):
     rule: str = Field(
         "all", pattern=r"^(all|at_least:\d+)$", description="Languages that must reach theta: all, or at_least:m."
     )
+    balance: Literal["none", "reweight"] = Field(
+        "none", description="Shares of points, or (reweight) of points over the language's points in the scope."
+    )
     scopes: Literal["pairs", "all"] = Field("pairs", description="A joint scope per pair, or one of all languages.")
     null_draws: Natural = Field(20, description="Permutations of the languages drawn for the ceiling.")
+    resamples: Natural = Field(
+        200, description="Bootstrap samples of the sentences drawn for the interval; 0 = no interval."
+    )
 
     _not_empty = field_validator("theta", "min_types")(unique)
 

@@ -78,6 +78,7 @@ _COLAP_KEY = (
     Column("theta", _F64, "least share of a concept's points in each language", "fraction"),
     Column("min_types", _I32, "least (language, type) entries of an eligible concept", "types"),
     Column("rule", _STR, "all, or at_least:m languages must reach theta"),
+    Column("balance", _STR, "none, or reweight: shares of points over the language's points in the scope"),
 )
 
 _REASON = Column(
@@ -85,6 +86,18 @@ _REASON = Column(
     _STR,
     "why the figures are null (no_lexicon; input_failed: the scopes whose clustering failed) or a warning stands (no_coverage); "
     "empty otherwise",
+)
+
+_NULLS = {
+    "banded": "translation lists shuffled within five bands of word frequency",
+    "labels": "concepts permuted among the target's points",
+    "clusterings": "both clusterings replaced by random ones of the same sizes",
+}
+_NULL_FIGURES = (
+    ("mean", "mean CALIGN", "fraction"),
+    ("sd", "standard deviation of CALIGN", "fraction"),
+    ("max", "largest CALIGN", "fraction"),
+    ("p", "(1 + draws >= observed) / (1 + draws)", "probability"),
 )
 
 TABLES: Mapping[str, tuple[Column, ...]] = {
@@ -140,11 +153,14 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("reachable", _I32, "eligible ones whose covered share alone reaches theta", "concepts"),
         Column("aligned", _I32, "eligible ones with a qualifying target", "concepts"),
         Column("calign", _F64, "aligned / concepts, the headline", "fraction"),
+        Column("lo", _F64, "lower end of its 95 % bootstrap interval over source concepts", "fraction"),
+        Column("hi", _F64, "its upper end", "fraction"),
         Column("calign_eligible", _F64, "aligned / eligible", "fraction"),
         Column("calign_reachable", _F64, "aligned / reachable", "fraction"),
         Column("mutual", _I32, "concept pairs that qualify in both directions", "pairs"),
         Column("coverage", _F64, "covered source types / source types", "fraction"),
         Column("occurrence_coverage", _F64, "the same weighted by points", "fraction"),
+        Column("coverage_folded", _F64, "coverage, were both sides in NFC and lower case", "fraction"),
         Column(
             "dropped_multiword", _I64, "dictionary entries dropped because a side has more than one word", "entries"
         ),
@@ -155,6 +171,13 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("null_sd", _F64, "standard deviation of the null draws", "fraction"),
         Column("null_max", _F64, "largest null draw", "fraction"),
         Column("null_p", _F64, "(1 + draws >= observed) / (1 + draws)", "probability"),
+        *(
+            Column(f"{null}_{name}", _F64, f"{meaning}, {what}", unit)
+            for null, what in _NULLS.items()
+            for name, meaning, unit in _NULL_FIGURES
+        ),
+        Column("target_types", _F64, "mean types of a target concept", "types"),
+        Column("labels_types", _F64, "the same in the draws with permuted labels", "types"),
         _REASON,
     ),
     "aligned": (
@@ -180,6 +203,10 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
             "concepts",
         ),
         Column("colap", _F64, "overlapping / concepts, the headline", "fraction"),
+        Column("lo", _F64, "lower end of its 95 % bootstrap interval over concepts", "fraction"),
+        Column("hi", _F64, "its upper end", "fraction"),
+        Column("sentences_lo", _F64, "lower end of the 95 % bootstrap interval over sentences", "fraction"),
+        Column("sentences_hi", _F64, "its upper end", "fraction"),
         Column("colap_eligible", _F64, "overlapping / eligible", "fraction"),
         *(
             Column(f"{name}_{n}", _I32, f"{name} concepts were min_types {n}", "concepts")
@@ -194,7 +221,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         _REASON,
     ),
     "overlap": (
-        *_COLAP_KEY[:-3],
+        *_COLAP_KEY[:-4],
         Column("concept", _I32, "concept id, 0-based"),
         Column("language", _STR, "language code"),
         Column("points", _I32, "points of the language in the concept", "points"),

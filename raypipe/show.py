@@ -29,9 +29,13 @@ def _columns(metric: str, values: str) -> list[str]:
 
 CALIGN = _columns(
     "calign",
-    "concepts eligible reachable aligned calign calign_eligible calign_reachable null_calign null_p coverage mutual reason?",
+    "concepts eligible reachable aligned calign lo hi calign_eligible calign_reachable null_calign null_p banded_mean labels_mean "
+    "clusterings_mean coverage mutual reason?",
 )
-COLAP = _columns("colap", "concepts eligible overlapping overlapping_excl_shared colap permuted_colap reason?")
+COLAP = _columns(
+    "colap",
+    "concepts eligible overlapping overlapping_excl_shared colap lo hi sentences_lo sentences_hi permuted_colap reason?",
+)
 ALIGNED = _columns("calign", "source_concept target_concept matched fraction words")
 SIMILARITY = _names(
     "model revision component? variant? layer source target measure k? value lo hi chance excess null_mean null_p items left_out? "

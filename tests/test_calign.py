@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raypipe.errors import GridError, InputError
 from raypipe.interop.dictionaries import read_dictionary
-from raypipe.science.calign import Cooccurrence, calign, mutual
+from raypipe.science.calign import NULLS, Cooccurrence, calign, mutual
 from raypipe.science.nulls import generators, p_value, summarise
 from raypipe.science.thresholds import AlignThresholds, exact, least
 
@@ -172,7 +172,7 @@ def test_empty_sides():
     assert calign(points("a b c d e"), empty, {"a": ["A"]}).calign == 0.0
     assert calign(points("a"), points("A"), {"z": ["Z"]}).coverage == 0.0  # nothing covered is a score of 0
     prepared = Cooccurrence(empty, points("A"), {"a": ["A"]})
-    assert np.isnan(prepared.null(2, 0, [AlignThresholds()])).all()
+    assert np.isnan(prepared.null(2, 0, [AlignThresholds()])[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,8 @@ def test_one_structure_serves_every_threshold(seed):
 def test_null_permutes_lists_among_covered_words():
     source, target, dictionary = random_case(3)
     prepared = Cooccurrence(source, target, dictionary, [1, 3, 10])
-    draws = prepared.null(4, 7, GRID)
+    draws, types = prepared.null(4, 7, GRID)
+    assert set(types) == {prepared.types_target.mean()}
     covered = sorted(word for word in set(source[0]) if dictionary[word])
     for draw in range(4):
         order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, draw]))).permutation(len(covered))
@@ -258,9 +259,57 @@ def test_null_permutes_lists_among_covered_words():
         again = Cooccurrence(source, target, shuffled, [1, 3, 10])
         assert draws[draw].tolist() == [again.evaluate(t).calign for t in GRID]
     assert (draws != draws[0]).any()
-    assert (prepared.null(2, 7, GRID) == draws[:2]).all()  # more draws do not change the first ones
+    assert (prepared.null(2, 7, GRID)[0] == draws[:2]).all()  # more draws do not change the first ones
     flipped = [(side[0][::-1], side[1][::-1]) for side in (source, target)]
-    assert (Cooccurrence(*flipped, dictionary, [1, 3, 10]).null(4, 7, GRID) == draws).all()
+    assert (Cooccurrence(*flipped, dictionary, [1, 3, 10]).null(4, 7, GRID)[0] == draws).all()
+
+
+def test_the_banded_null_permutes_lists_among_words_of_like_frequency():
+    source, target, dictionary = random_case(3)
+    prepared = Cooccurrence(source, target, dictionary, [1, 3, 10])
+    draws, _ = prepared.null(3, 7, GRID, "banded")
+    covered = sorted(word for word in set(source[0]) if dictionary[word])
+    ranked = sorted(covered, key=lambda word: (-list(source[0]).count(word), word))
+    for draw in range(3):
+        generator, shuffled, left = np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, draw]))), {}, ranked
+        for parts in range(5, 0, -1):  # the first bands take the words that do not divide by five
+            band, left = sorted(left[: -(-len(left) // parts)]), left[-(-len(left) // parts) :]
+            shuffled |= {
+                word: dictionary[covered[i]]
+                for word, i in zip(band, generator.permutation([covered.index(word) for word in band]), strict=True)
+            }
+        again = Cooccurrence(source, target, shuffled, [1, 3, 10])
+        assert draws[draw].tolist() == [again.evaluate(t).calign for t in GRID]
+    assert (draws != prepared.null(3, 7, GRID)[0]).any()
+
+
+@pytest.mark.parametrize("kind", ["labels", "clusterings"])
+def test_concepts_at_random_keep_their_sizes_in_points(kind):
+    source, target, dictionary = random_case(3)
+    prepared = Cooccurrence(source, target, dictionary, [1, 3, 10])
+    draws, types = prepared.null(3, 7, GRID, kind)
+    for draw in range(3):
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, draw])))
+        sides = []  # the target is drawn first
+        for words, concepts in (target, source) if kind == "clusterings" else (target,):
+            sides.append((sorted(words), generator.permutation(np.sort(concepts))))
+        again = Cooccurrence(([*sides, source])[1], sides[0], dictionary, [1, 3, 10])
+        assert draws[draw].tolist() == [again.evaluate(t).calign for t in GRID]
+        assert types[draw] == np.mean(
+            [len({w for w, c in zip(*sides[0], strict=True) if c == i}) for i in set(target[1])]
+        )
+    flipped = [(side[0][::-1], side[1][::-1]) for side in (source, target)]
+    assert (Cooccurrence(*flipped, dictionary, [1, 3, 10]).null(3, 7, GRID, kind)[0] == draws).all()
+    assert prepared.evaluate(GRID[0]) == Cooccurrence(source, target, dictionary, [1, 3, 10]).evaluate(GRID[0])
+
+
+@pytest.mark.parametrize("kind", NULLS)
+def test_a_language_against_itself_lies_above_every_null(kind):
+    # 40 concepts of 6 words each: the identity puts all six into one concept, chance hardly ever five of them.
+    words, concepts = [f"w{i}" for i in range(240)], np.arange(240) // 6
+    prepared = Cooccurrence((words, concepts), (words, concepts), {word: [word] for word in words})
+    assert prepared.evaluate(AlignThresholds()).calign == 1.0
+    assert prepared.null(5, 0, [AlignThresholds()], kind)[0].max() < 0.1
 
 
 def test_null_summary():

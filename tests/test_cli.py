@@ -306,7 +306,7 @@ def test_a_run_prints_its_result(grid_file: Path, tmp_path: Path, monkeypatch: A
     assert done.code == 0
     assert (
         "best layer of the last revision at theta 0.8, translations 10, min_types 2, size_ratio 0.6, k 6, mean of 2 seeds;"
-        " COLAP at theta 0.3, min_types 1, rule all (null:"
+        " COLAP at theta 0.3, min_types 1, rule all, balance none (null:"
     ) in " ".join(done.out.split())
     rows = [line.split("│")[1:-1] for line in done.out.splitlines() if line.startswith("│")]
     assert [[cell.strip() for cell in row[:5]] for row in rows] == [
@@ -436,7 +436,8 @@ def test_show_names_every_setting(finished: Path, command: Command) -> None:
     said = {
         "calign": "source_component encoder, target_component encoder, variant v-default, semantics default, "
         "algorithm kmeans, k 6, translations 10, min_types 2, size_ratio 0.6",
-        "colap": "component encoder, variant v-default, semantics default, languages 2, algorithm kmeans, k 6, min_types 1, rule all",
+        "colap": "component encoder, variant v-default, semantics default, languages 2, algorithm kmeans, k 6, min_types 1, rule all, "
+        "balance none",
     }
     for what, values in said.items():
         title, _, table = command("show", finished, what, "--pair", "en-de").out.partition("┏")

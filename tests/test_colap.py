@@ -1,6 +1,7 @@
 """COLAP against worked cases, a plain count over a joint file, and its own invariants."""
 
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -205,6 +206,29 @@ def test_permuted_is_the_binomial_ceiling():
     assert colap(words, concepts, languages).colap == 0.0
     draws = Overlap(words, concepts, languages).permuted(50, 0, [OverlapThresholds()])
     assert draws.mean() == pytest.approx(0.891, abs=0.02)
+
+
+@pytest.mark.parametrize("balance", ["none", "reweight"])
+def test_resampled_sentences_are_those_points_as_often_as_their_line_is_drawn(balance):
+    words, concepts, languages = random_case(1)
+    sentences = np.random.default_rng(2).integers(30, size=len(words))
+    prepared = Overlap(words, concepts, languages, balance=balance)
+    draws = prepared.resampled(sentences, 4, 5, SETTINGS)
+    lines = sorted(set(sentences.tolist()))
+    for sample in range(4):
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([5, sample])))
+        drawn = [lines[i] for i in generator.integers(len(lines), size=len(lines))]
+        rows = [i for line in drawn for i in np.flatnonzero(sentences == line)]
+        again = Overlap(*([side[i] for i in rows] for side in (words, concepts, languages)), balance=balance)
+        for setting, score in zip(SETTINGS, draws[sample], strict=True):
+            # Types are those of the whole text; of the resampled points only the shares count.
+            loose = again.evaluate(replace(setting, min_types=1))
+            types = dict(zip(prepared.concepts.tolist(), prepared.counts.types.sum(axis=1).tolist(), strict=True))
+            held = [c for c in loose.overlapping_concepts if types[c] >= setting.min_types]
+            assert score == len(held) / loose.concepts
+    order = np.random.default_rng(3).permutation(len(words))
+    mixed = Overlap(*(np.array(side)[order].tolist() for side in (words, concepts, languages)), balance=balance)
+    assert (mixed.resampled(sentences[order], 2, 5, SETTINGS) == draws[:2]).all()
 
 
 # --- invariants ---

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
-from raypipe.errors import GridError, InputError
+from raypipe.errors import InputError
 from raypipe.science.agreement import agreement, best_jaccard, stability
 from raypipe.science.intervals import (
     Sampling,
     estimate,
-    mean_interval,
     percentiles,
     rank_agreement,
     robust_range,
+    share_interval,
 )
 
 FEW = Sampling(permutations=8, resamples=16, seed=3)
@@ -50,33 +50,27 @@ def test_an_undefined_value_or_resample_is_none() -> None:
     assert percentiles([1, math.nan, 2]) == (None, None)
 
 
-def test_the_interval_of_a_mean_is_that_of_its_resamples() -> None:
-    aligned, eligible = np.array([1, 0, 0, 1, 1, 0.0]), np.array([1, 1, 0, 1, 1, 1.0])
-    samples = [np.repeat(np.arange(6), count.astype(int)) for count in FEW.counts(6)]
-    means = np.quantile([aligned[s].mean() for s in samples], [0.025, 0.975])
-    shares = np.quantile([aligned[s].sum() / eligible[s].sum() for s in samples], [0.025, 0.975])
-    assert mean_interval(aligned, FEW) == pytest.approx(tuple(means))
-    assert mean_interval(aligned, FEW, eligible) == pytest.approx(tuple(shares))
-    assert mean_interval([1, 0], FEW, [1, 0]) == (None, None)  # some resamples hold no eligible concept
+@given(st.integers(1, 30).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+@settings(max_examples=15, deadline=None)
+def test_the_interval_of_a_share_is_that_of_many_resamples_of_its_items(counts: tuple[int, int]) -> None:
+    part, whole = counts
+    lo, hi = share_interval(part, whole)
+    values = np.repeat([1.0, 0.0], [part, whole - part])
+    means = Sampling(resamples=2000).counts(whole) @ values / whole
+    # The ends are the least shares that 2.5 and 97.5 % of resamples do not exceed; 0.02 is five standard errors of 2000.
+    for end, level in ((lo, 0.025), (hi, 0.975)):
+        assert end is not None
+        assert (means <= end).mean() > level - 0.02
+        assert (means < end).mean() < level + 0.02
 
 
-def test_the_interval_of_a_mean_has_the_width_of_its_standard_error() -> None:
-    values = np.random.default_rng(0).normal(size=400)
-    lo, hi = mean_interval(values, Sampling(resamples=4000))
-    assert lo is not None
-    assert hi is not None
-    assert hi - lo == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
-
-
-def test_intervals_refuse_what_they_cannot_resample() -> None:
-    with pytest.raises(
-        InputError, match=r"^interval: values \(0,\) over \(0,\); expected two equal lengths of at least"
-    ):
-        mean_interval([], FEW)
-    with pytest.raises(InputError, match=r"^interval: values \(2,\) over \(1,\)"):
-        mean_interval([1, 2], FEW, [1])
-    with pytest.raises(GridError, match="draws 0: must be at least 1"):
-        mean_interval([1, 2], FEW._replace(resamples=0))
+def test_the_interval_of_a_share_by_hand() -> None:
+    # Two concepts, one aligned: 0, 1 or 2 of two draws with 1/4, 1/2, 1/4, so both ends lie in the tails 0 and 1.
+    assert share_interval(1, 2) == (0.0, 1.0)
+    # Five aligned of 100: 10 % of resamples hold 2 or fewer, 2.5 % none or one at most 1 (0.037), so lo = 1/100; hi = 10/100.
+    assert share_interval(5, 100) == (0.01, 0.1)
+    assert share_interval(3, 3) == (1.0, 1.0)
+    assert share_interval(0, 0) == (None, None)
 
 
 def naive_tau(a: Any, b: Any) -> float:

@@ -51,7 +51,7 @@ def calign_row(**changes: Any) -> dict[str, Any]:
 
 def colap_row(**changes: Any) -> dict[str, Any]:
     """One row: 15 of 30 concepts overlap."""
-    row = dict.fromkeys(c.name for c in TABLES["colap"]) | KEY | {"min_types": 1, "rule": "all"}
+    row = dict.fromkeys(c.name for c in TABLES["colap"]) | KEY | {"min_types": 1, "rule": "all", "balance": "none"}
     row |= {"model": "toy", "revision": "step-000100", "component": "encoder", "layer": 1, "scope": "de+en"}
     row |= {"languages": 2, "theta": 0.3, "concepts": 30, "eligible": 30, "overlapping": 15, "colap": 0.5}
     return row | {"permuted_colap": 0.9, "permuted_sd": 0.03} | changes
@@ -289,7 +289,7 @@ def test_the_summary_fixes_every_setting_and_averages_seeds(tmp_path: Path) -> N
     title, rows = summed_up(tmp_path / "run", calign=calign, colap=colap)
     assert title == (
         "best layer of the last revision at theta 0.8, translations 10, min_types 5, size_ratio 0.6, k 30, mean of 2 "
-        "seeds; COLAP at theta 0.3, min_types 1, rule all (null: shuffled dictionary; ceiling: permuted languages)"
+        "seeds; COLAP at theta 0.3, min_types 1, rule all, balance none (null: shuffled dictionary; ceiling: permuted languages)"
     )
     assert rows == [["toy", "step-000100", "encoder", "de", "en", "2", "0.6", "0.15", "0.9", "0.5", "0.9", ""]]
     page = render({"calign": make_table("calign", calign), "colap": make_table("colap", colap)}, {}, {})

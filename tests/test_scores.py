@@ -16,7 +16,11 @@ from raypipe.errors import RunError
 from raypipe.grid import Grid
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import TABLES, make_table
+from raypipe.science.calign import NULLS
+from raypipe.science.intervals import share_interval
+from raypipe.science.nulls import NullSummary
 from raypipe.stages import scores
+from raypipe.stages.scorerows import folded_coverage
 
 STATE = {"model": "m", "revision": "r", "component": "encoder", "variant": "v-default"}
 COUNTED = {"dropped_multiword": 2, "dropped_duplicates": 3}
@@ -28,6 +32,7 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self.run = RunDir(path)
         self._draw = np.random.default_rng(0)
+        self.points: dict[tuple[int, str], list[dict[str, Any]]] = {}
 
     def cluster(self, layer: int, scope: str, k: int = 6) -> list[dict[str, Any]]:
         """Lays random labels of 90 points per language; word 0 is `2024` everywhere."""
@@ -40,6 +45,7 @@ class Bench:
         cell = Cell("concepts", tuple(axes.items()))
         self.run.write_table(f"concepts/{cell.path}/labels.parquet", make_table("labels", rows))
         self.run.finish(cell, {}, 0.0, {})
+        self.points[layer, scope] = rows
         return rows
 
     def dictionary(self, source: str, target: str) -> None:
@@ -58,6 +64,7 @@ class Bench:
         k: int = 6,
         theta: Sequence[float] = (0.2, 0.5),
         draws: int = 2,
+        balance: str = "none",
     ) -> dict[str, Any]:
         """Scores the pair en-de at the layers 1 and 3."""
         grid = Grid(
@@ -67,7 +74,13 @@ class Bench:
             lexicon={"format": "muse", "path": "{source}-{target}.txt"},
             concepts={"k": k},
             calign={"theta": theta, "min_types": 2, "size_ratio": [0, 0.6], "null_draws": draws},
-            colap={"theta": [0.3, 0.4], "min_types": [1, 12], "null_draws": draws},
+            colap={
+                "theta": [0.3, 0.4],
+                "min_types": [1, 12],
+                "null_draws": draws,
+                "resamples": 4 * draws,
+                "balance": balance,
+            },
         )
         item = {
             "run": str(self.run.path),
@@ -194,8 +207,9 @@ def test_colap_counts_at_the_lengths_of_the_specification_and_the_points_of_each
 
 def test_without_draws_the_references_are_null_and_the_scores_the_same(whole: Bench) -> None:
     references = {
-        "calign": {"null_calign", "null_sd", "null_max", "null_p"},
-        "colap": {"permuted_colap", "permuted_sd"},
+        "calign": {"null_calign", "null_sd", "null_max", "null_p", "labels_types"}
+        | {f"{null}_{name}" for null in NULLS[1:] for name in NullSummary._fields},
+        "colap": {"permuted_colap", "permuted_sd", "sentences_lo", "sentences_hi"},
     }
     whole.work(BOTH)
     drawn = {name: whole.part(name) for name in references}
@@ -205,6 +219,58 @@ def test_without_draws_the_references_are_null_and_the_scores_the_same(whole: Be
         assert all(table[column].null_count == table.num_rows for column in columns)
         assert all(drawn[name][column].null_count == 0 for column in columns)
         assert table.select(rest).equals(drawn[name].select(rest))
+
+
+def test_every_score_stands_beside_its_nulls_and_intervals(whole: Bench) -> None:
+    whole.work(BOTH, draws=5)
+    words = {language: [p["word"] for p in whole.points[1, language]] for language in ("en", "de")}
+    for row in whole.part("calign").to_pylist():
+        assert (row["lo"], row["hi"]) == share_interval(row["aligned"], row["concepts"])
+        assert row["lo"] <= row["calign"] <= row["hi"]
+        for null in NULLS[1:]:
+            assert row[f"{null}_p"] == pytest.approx(round(6 * row[f"{null}_p"]) / 6)  # of five draws
+            assert 0 <= row[f"{null}_mean"] <= row[f"{null}_max"] <= 1
+            assert row[f"{null}_sd"] >= 0
+        here = [(p["word"], p["concept"]) for p in whole.points[row["layer"], row["target"]]]
+        assert row["target_types"] == len(set(here)) / len({concept for _, concept in here})
+        assert row["labels_types"] > 0
+        covered = [word for word in set(words[row["source"]]) if word != "2024"] if row["layer"] == 1 else []
+        assert not covered or row["coverage_folded"] == row["coverage"] == len(covered) / (len(covered) + 1)
+    for row in whole.part("colap").to_pylist():
+        assert (row["lo"], row["hi"]) == share_interval(row["overlapping"], row["concepts"])
+        assert 0 <= row["sentences_lo"] <= row["sentences_hi"] <= 1
+
+
+def test_reweighted_shares_count_a_language_as_its_size_allows(bench: Bench) -> None:
+    for layer in (1, 3):
+        bench.cluster(layer, "de+en")
+    found = {}
+    for balance in ("none", "reweight"):
+        bench.work(lexicons=(), balance=balance)
+        found[balance] = bench.part("colap").to_pylist()
+        assert {row["balance"] for row in found[balance]} == {balance}
+    figures = ("overlapping", "permuted_colap", "sentences_lo")  # 90 points of each language: nothing to balance
+    assert [[r[f] for f in figures[:2]] for r in found["none"]] == [
+        [r[f] for f in figures[:2]] for r in found["reweight"]
+    ]
+    place = (
+        bench.run.path
+        / "concepts"
+        / next(iter((bench.run.path / "concepts").rglob("labels.parquet"))).relative_to(bench.run.path / "concepts")
+    )
+    table = pq.read_table(place)
+    keep = pa.array([row["language"] == "en" or row["sentence"] < 12 for row in table.to_pylist()])
+    pq.write_table(table.filter(keep), place)
+    counts = {}
+    for balance in ("none", "reweight"):
+        bench.work(lexicons=(), balance=balance)
+        counts[balance] = [row["overlapping"] for row in bench.part("colap").to_pylist()]
+    assert sum(counts["reweight"]) > sum(counts["none"])
+
+
+def test_the_folded_coverage_by_hand() -> None:
+    # Haus and haus become one type, café (composed or not) another, Der a third; the dictionary knows two of the three.
+    assert folded_coverage(["Haus", "haus", "cafe\u0301", "Der"], ["HAUS", "caf\u00e9", "x"]) == 2 / 3
 
 
 def test_long_tables_are_written_a_row_group_at_a_time_and_hold_the_same_rows(

@@ -7,10 +7,11 @@ Method: "Exploring Alignment in Shared Cross-lingual Spaces" (arXiv 2405.14535);
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +36,11 @@ Clustering = tuple[Sequence[str], ArrayLike]
 
 BoolArray = NDArray[np.bool_]
 Matches = NDArray[np.int32]
+Null = Literal["dictionary", "banded", "labels", "clusterings"]
+"""What is drawn at random: translation lists among all covered source words, or among those of like frequency; concepts among
+the target's points; concepts among the points of each side."""
+NULLS: tuple[Null, ...] = get_args(Null)
+BANDS = 5  # of frequency, concept_metrics.md E8
 
 
 class AlignedRow(NamedTuple):
@@ -139,6 +145,19 @@ class Cooccurrence:
         self._covered = np.array([bool(dictionary.get(word)) for word in self._source.types], np.bool_)
         words = [word for word, covered in zip(self._source.types, self._covered, strict=True) if covered]
         self._lists = [list(dictionary[word][: self._depths[-1]]) for word in words]
+        self._words = words
+        position = {word: i for i, word in enumerate(self._target.types)}
+        hits = [
+            (row, position[word], rank)
+            for row, ranked in enumerate(self._lists)
+            for rank, word in enumerate(ranked, 1)
+            if word in position
+        ]
+        self._hits: IntArray = np.array(hits, np.int64).reshape(-1, 3)  # covered word, target type, rank from 1
+        self._count()
+
+    def _count(self) -> None:
+        """Counts types and finds what words reach, from the sides as they are."""
         incidence = self._source.incidence()
         self.source_concepts, self.target_concepts = self._source.concepts, self._target.concepts
         self.types_source: IntArray = incidence.sum(axis=1).astype(np.int64)
@@ -147,7 +166,6 @@ class Cooccurrence:
         self._incidence = incidence[:, np.flatnonzero(self._covered)]
         self.covered_types: IntArray = self._incidence.sum(axis=1).astype(np.int64)
         self._reach = self._reached()
-        self._words = words
         self._sizes: dict[tuple[Fraction, bool], BoolArray] = {}
         self._least: dict[tuple[Fraction, str], IntArray] = {}
         self._best: dict[tuple[int, Fraction, bool], Matches] = {}
@@ -155,27 +173,17 @@ class Cooccurrence:
 
     def _reached(self) -> Any:
         """What each covered word reaches: sparse 0/1 [W, B * T], in the block of the first depth that reaches it."""
-        position = {word: i for i, word in enumerate(self._target.types)}
-        hits = [
-            (row, position[word], rank)
-            for row, ranked in enumerate(self._lists)
-            for rank, word in enumerate(ranked, 1)
-            if word in position
-        ]
-        row, word, rank = np.array(hits, np.int64).reshape(-1, 3).T
-        holders = self._target_incidence.T.tocsr()  # [target types, T]
-        width = np.diff(holders.indptr)[word]
-        first = np.repeat(holders.indptr[word] - (np.cumsum(width) - width), width)
-        concept = holders.indices[first + np.arange(width.sum())]
-        block = np.searchsorted(self._depths, np.repeat(rank, width))
-        blocks, targets = len(self._depths), len(self.target_concepts)
-        # Sorted by (word, concept, block): the first of each (word, concept) is the shallowest depth.
-        key, block = np.divmod(np.sort((np.repeat(row, width) * targets + concept) * blocks + block), blocks)
-        shallowest = np.diff(key, prepend=-1) != 0
-        row, concept = np.divmod(key[shallowest], targets)
-        data = np.ones(len(row), np.int32)
-        shape = (len(self._lists), blocks * targets)
-        return sparse.csr_array((data, (row, block[shallowest] * targets + concept)), shape=shape)
+        row, word, rank = self._hits.T
+        shape, holders = (len(self._lists), len(self._target.types)), self._target_incidence.T.tocsr()
+        blocks, before = list[Any](), sparse.csr_array((len(self._lists), len(self.target_concepts)), dtype=np.int32)
+        for depth in self._depths:
+            kept = rank <= depth
+            hits = sparse.csr_array((np.ones(np.count_nonzero(kept), np.int32), (row[kept], word[kept])), shape=shape)
+            reached = hits @ holders
+            reached.data[:] = 1
+            blocks.append(reached - before if blocks else reached)
+            before = reached
+        return sparse.hstack(blocks, format="csr")
 
     def _product(self, incidence: Any) -> Matches:
         """Matched types, int32 [B, S, T], of the words given to each concept by `incidence` [S, W]."""
@@ -229,6 +237,14 @@ class Cooccurrence:
             self._least[key] = np.where(whole > 0, least(theta, whole), np.iinfo(np.int64).max)
         return np.asarray(count >= self._least[key][rows].reshape(shape))
 
+    def _aligned(self, thresholds: AlignThresholds) -> BoolArray:
+        """Which source concepts are aligned, bool [S]."""
+        depth, ratio = self._depth(thresholds), exact("size_ratio", thresholds.size_ratio)
+        key = (depth, ratio, thresholds.official)
+        if key not in self._best:
+            self._best[key] = self._largest(self.matched[depth], thresholds)
+        return np.asarray(self._eligible(thresholds) & self._passes(self._best[key], thresholds))
+
     def evaluate(self, thresholds: AlignThresholds, *, rows: bool = False) -> Calign:
         """CALIGN at one setting, whose `translations` must be among those prepared.
 
@@ -239,13 +255,9 @@ class Cooccurrence:
         Raises:
             GridError: The number of translations was not prepared.
         """
-        depth, ratio = self._depth(thresholds), exact("size_ratio", thresholds.size_ratio)
-        key = (depth, ratio, thresholds.official)
-        if key not in self._best:
-            self._best[key] = self._largest(self.matched[depth], thresholds)
-        eligible = self._eligible(thresholds)
+        depth, eligible = self._depth(thresholds), self._eligible(thresholds)
         reachable = eligible & self._passes(self.covered_types, thresholds)
-        aligned = np.flatnonzero(eligible & self._passes(self._best[key], thresholds))
+        aligned = np.flatnonzero(self._aligned(thresholds))
         fits = self._passes(self.matched[depth][aligned], thresholds, aligned) & self._size_allows(thresholds)[aligned]
         at, target = np.divmod(np.flatnonzero(fits), len(self.target_concepts))  # far faster than a 2-D nonzero
         source = aligned[at]
@@ -284,33 +296,53 @@ class Cooccurrence:
         ids = int(self.source_concepts[source]), int(self.target_concepts[target])
         return AlignedRow(*ids, matched, here, there, matched / here, min(here, there) / max(here, there), tuple(words))
 
-    def null(self, draws: int, seed: int, thresholds: Sequence[AlignThresholds]) -> NDArray[np.float64]:
-        """Headline CALIGN with the translation lists permuted at random among the covered source words.
+    def null(
+        self, draws: int, seed: int, thresholds: Sequence[AlignThresholds], kind: Null = "dictionary"
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Headline CALIGN where the named part is drawn at random (concept_metrics.md E8 and E9).
 
-        Lengths of lists, coverage and the target vocabulary stay; a draw is seeded by (seed, draw) alone and shared by
-        all settings, so differences between settings are not differences between draws.
+        With the lists of the dictionary, their lengths, coverage and the target vocabulary stay; with concepts, their sizes
+        in points, while their type counts grow. `banded` keeps a list within `BANDS` equal parts of the covered words by
+        their number of points (ties in sorted order). A draw is seeded by (seed, draw) alone and shared by all settings, so
+        differences between settings are not differences between draws.
 
         Returns:
-            float64 [draws, settings]; NaN without source concepts.
+            Scores, float64 [draws, settings], NaN without source concepts; mean types of a target concept, float64 [draws].
 
         Raises:
             GridError: No draw, a negative seed, or a number of translations that was not prepared.
         """
-        depths = [self._depth(t) for t in thresholds]
-        eligible = [self._eligible(t) for t in thresholds]
-        scores = np.full((draws, len(thresholds)), np.nan)
+        for setting in thresholds:
+            self._depth(setting)
+        scores, types = np.full((draws, len(thresholds)), np.nan), np.full(draws, np.nan)
         for draw, generator in enumerate(generators(draws, seed)):
-            order = generator.permutation(len(self._lists))
-            parts = (self._incidence.data, order[self._incidence.indices], self._incidence.indptr)
-            matched = self._product(sparse.csr_array(parts, shape=self._incidence.shape))
-            best: dict[tuple[int, Decimal, bool], Matches] = {}
-            for i, setting in enumerate(thresholds):
-                key = (depths[i], setting.size_ratio, setting.official)
-                if key not in best:
-                    best[key] = self._largest(matched[depths[i]], setting)
-                if len(self.source_concepts):
-                    scores[draw, i] = (eligible[i] & self._passes(best[key], setting)).mean()
-        return scores
+            drawn = self._shuffled(kind, generator) if kind in NULLS[:2] else self._reclustered(kind, generator)
+            if len(self.source_concepts):
+                scores[draw] = [drawn._aligned(setting).mean() for setting in thresholds]
+            if len(self.target_concepts):
+                types[draw] = drawn.types_target.mean()
+        return scores, types
+
+    def _shuffled(self, kind: Null, generator: np.random.Generator) -> Self:
+        """The same with translation lists permuted."""
+        points = np.bincount(self._source.word, minlength=len(self._covered))[self._covered]
+        order = np.arange(len(points))
+        for band in np.array_split(np.argsort(-points, kind="stable"), BANDS if kind == "banded" else 1):
+            order[np.sort(band)] = generator.permutation(np.sort(band))
+        drawn = copy(self)
+        parts = (self._incidence.data, order[self._incidence.indices], self._incidence.indptr)
+        drawn._incidence, drawn._best = sparse.csr_array(parts, shape=self._incidence.shape), {}
+        drawn.__dict__.pop("matched", None)
+        return drawn
+
+    def _reclustered(self, kind: Null, generator: np.random.Generator) -> Self:
+        """The same with concepts of the same sizes made at random, on the target side or on both."""
+        drawn = copy(self)
+        drawn._target = self._target.permuted(generator)
+        drawn._source = self._source.permuted(generator) if kind == "clusterings" else self._source
+        drawn.__dict__.pop("matched", None)
+        drawn._count()
+        return drawn
 
 
 def _columns(matrix: Any, row: int) -> list[int]:

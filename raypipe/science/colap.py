@@ -219,6 +219,36 @@ class Overlap:
                 scores[draw, i] = self._overlapping(counts, setting).mean()
         return scores
 
+    def resampled(
+        self, sentences: ArrayLike, resamples: int, seed: int, thresholds: Sequence[OverlapThresholds]
+    ) -> NDArray[np.float64]:
+        """Headline COLAP of bootstrap samples of the sentences, in which a line comes with all its languages.
+
+        The clustering and the types of its concepts stay; a concept none of whose sentences is drawn does not count.
+
+        Args:
+            sentences: The line of each point, integers [n].
+            resamples: Samples drawn; each is seeded by (seed, sample) alone.
+            seed: At least 0.
+            thresholds: The settings.
+
+        Returns:
+            float64 [resamples, settings].
+
+        Raises:
+            GridError: No resample, a negative seed, or a rule that does not fit the number of languages.
+        """
+        lines, line = np.unique(np.asarray(sentences), return_inverse=True)
+        shape = self.counts.points.shape
+        cell = self._points.concept * shape[1] + self._language
+        scores = np.empty((resamples, len(thresholds)))
+        for sample, generator in enumerate(generators(resamples, seed)):
+            times = np.bincount(generator.integers(len(lines), size=len(lines)), minlength=len(lines))
+            points = np.bincount(cell, weights=times[line], minlength=math.prod(shape)).astype(np.int64).reshape(shape)
+            counts, held = Counts(points, self.counts.types), np.count_nonzero(points.any(axis=1))
+            scores[sample] = [self._overlapping(counts, setting).sum() / held for setting in thresholds]
+        return scores
+
 
 def _check_scope(present: Sequence[str], scope: Sequence[str]) -> None:
     for language in scope:

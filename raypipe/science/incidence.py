@@ -36,6 +36,10 @@ class Points(NamedTuple):
         shape = (len(self.concepts), len(self.types))
         return sparse.csr_array((np.ones(len(word), np.int32), (concept, word)), shape=shape)
 
+    def permuted(self, generator: np.random.Generator) -> Points:
+        """The concepts permuted among the points, which keeps their sizes; the draw does not depend on the points' order."""
+        return self._replace(word=np.sort(self.word), concept=generator.permutation(np.sort(self.concept)))
+
 
 def distinct(keys: IntArray) -> IntArray:
     """The distinct integers, ascending; several times faster on long arrays than the hashing of `numpy.unique`."""

@@ -102,26 +102,17 @@ def percentiles(boots: ArrayLike) -> tuple[float | None, float | None]:
     return float(lo), float(hi)
 
 
-def mean_interval(
-    values: ArrayLike, sampling: Sampling, per: ArrayLike | None = None
-) -> tuple[float | None, float | None]:
-    """Bootstrap interval of a mean over items, or of a share sum(values) / sum(per), such as aligned / eligible.
+def share_interval(part: int, whole: int) -> tuple[float | None, float | None]:
+    """Both ends of the bootstrap interval of a share over the `whole` items (concepts) it is made of; None without items.
 
-    Args:
-        values: One number per item (concept, sentence), [n].
-        sampling: The draws.
-        per: The denominator's number per item, [n]; ones when None.
-
-    Raises:
-        InputError: There are no items, or `per` is of another shape.
+    A bootstrap sample of 0/1 values sums to a binomial draw, so its percentiles need no sampling.
     """
-    over = np.asarray(values, np.float64)
-    under = np.ones_like(over) if per is None else np.asarray(per, np.float64)
-    if over.ndim != 1 or not over.size or over.shape != under.shape:
-        raise InputError(f"interval: values {over.shape} over {under.shape}; expected two equal lengths of at least 1")
-    counts = sampling.counts(over.size)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return percentiles(counts @ over / (counts @ under))
+    from scipy.stats import binom
+
+    if not whole:
+        return None, None
+    lo, hi = binom.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], whole, part / whole) / whole
+    return float(lo), float(hi)
 
 
 def rank_agreement(scores: ArrayLike, default: int) -> FloatArray:

@@ -50,8 +50,9 @@ def least(share: Fraction, totals: NDArray[Any]) -> NDArray[Any]:
     Returns:
         Counts of the shape and dtype of `totals`.
     """
-    # Python integers: the numerator of a threshold such as 0.30000000000000004 times a count leaves int64.
-    wide = totals.astype(object)
+    # Python integers where the numerator of a threshold such as 0.30000000000000004 times a count leaves int64.
+    fits = totals.dtype != object and share.numerator * int(totals.max(initial=0)) < 2**62 > share.denominator
+    wide = totals.astype(np.int64 if fits else object)
     return np.asarray(-((-share.numerator * wide) // share.denominator)).astype(totals.dtype)
 
 

@@ -19,22 +19,26 @@ import pyarrow as pa
 from raypipe.errors import RunError
 from raypipe.grid import Grid
 from raypipe.rundir import Cell, RunDir
-from raypipe.schema import TABLES, arrow_schema, make_table
+from raypipe.schema import arrow_schema, make_table
 from raypipe.science.calign import Calign, Cooccurrence, mutual
 from raypipe.science.colap import Overlap
-from raypipe.science.nulls import summarise
 from raypipe.science.occurrences import normalise
 from raypipe.science.thresholds import AlignThresholds, OverlapThresholds
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, joint, scope_name
+from raypipe.stages.scorerows import align_key, calign_row, colap_row, folded_coverage, nulls, overlap_key, unscored
 
-NAME, VERSION = "scores", 2
-FIELDS = ("words.normalise", "calign.null_draws", "colap.null_draws", "colap.rule", "colap.scopes")
+NAME, VERSION = "scores", 3
+FIELDS = (
+    "words.normalise",
+    "calign.null_draws",
+    *(f"colap.{name}" for name in ("null_draws", "resamples", "rule", "balance", "scopes")),
+)
 FLAT = ("calign", "aligned", "colap", "overlap")
 GROUP = 1 << 14  # rows of a row group: what is held of a long table at a time
 Row = dict[str, Any]
 Rows = list[Row]
-Labels = tuple[list[str], Any, list[str]]  # words, concepts, languages of a clustering's points
+Labels = tuple[list[str], Any, list[str], Any]  # words, concepts, languages, sentences of a clustering's points
 
 
 def cells(plan: Plan, clustered: list[Cell], lexicons: list[Cell]) -> list[Cell]:
@@ -203,26 +207,33 @@ class _Pair:
             found = {d: [tables.evaluate(t, rows=True) for t in self._align] for d, tables in prepared.items()}
             for source, target in self._directions:
                 named = self._named(key, "source_component", "target_component") | {"source": source, "target": target}
-                if scores := found.get((source, target)):
-                    draws = self._grid.calign.null_draws
-                    nulls = prepared[source, target].null(draws, key["seed"], self._align) if draws else None
-                    yield from self._scored(named, scores, found.get((target, source)), nulls)
+                scores, lexicon = found.get((source, target)), self._lexicons[source, target]
+                if scores and lexicon:
+                    references = nulls(
+                        prepared[source, target], scores, self._align, self._grid.calign.null_draws, key["seed"]
+                    )
+                    folded = {"coverage_folded": folded_coverage(sides[source][0], lexicon.ranked)}
+                    yield from self._scored(named | folded, scores, found.get((target, source)), references)
                 else:
-                    reason = f"input_failed: {', '.join(failed)}" if self._lexicons[source, target] else "no_lexicon"
-                    yield "calign", [_unscored("calign", named | _align_key(t), reason) for t in self._align]
+                    reason = f"input_failed: {', '.join(failed)}" if lexicon else "no_lexicon"
+                    yield "calign", [unscored("calign", named | align_key(t), reason) for t in self._align]
 
     def colap(self) -> Iterator[tuple[str, Rows]]:
         """Rows of `colap` and `overlap` with the table's name, by layer, k, seed and threshold."""
         for key in self._keys() if self._joint else ():
             named = self._named(key, "component") | {"scope": self._joint, "languages": len(self._group)}
-            rows = [named | _overlap_key(t) for t in self._overlap]
+            named["balance"] = self._grid.colap.balance
+            rows = [named | overlap_key(t) for t in self._overlap]
             labels = self._labels(key, self._item["joint"])
             if labels is None:
-                yield "colap", [_unscored("colap", row, f"input_failed: {self._item['joint']}") for row in rows]
+                yield "colap", [unscored("colap", row, f"input_failed: {self._item['joint']}") for row in rows]
                 continue
-            overlap, draws = Overlap(*labels, scope=self._group), self._grid.colap.null_draws
-            permuted = overlap.permuted(draws, key["seed"], self._overlap).T if draws else repeat(None)
-            scored = map(partial(_colap_row, overlap), self._overlap, permuted)
+            colap = self._grid.colap
+            overlap = Overlap(*labels[:3], scope=self._group, balance=colap.balance)
+            seed, settings = key["seed"], self._overlap
+            permuted = overlap.permuted(colap.null_draws, seed, settings).T if colap.null_draws else repeat(None)
+            again = overlap.resampled(labels[3], colap.resamples, seed, settings).T if colap.resamples else repeat(None)
+            scored = map(partial(colap_row, overlap), settings, permuted, again)
             yield "colap", [row | score for row, score in zip(rows, scored, strict=True)]
             yield "overlap", [named | share._asdict() for share in overlap.rows()]
 
@@ -241,9 +252,10 @@ class _Pair:
         if self._run.mark_at("concepts", path) is None:
             self.missing += 1
             return None
-        table = self._run.read_table(f"concepts/{path}/labels.parquet", ["language", "word", "concept"])
+        table = self._run.read_table(f"concepts/{path}/labels.parquet", ["language", "word", "concept", "sentence"])
         words = [normalise(word, self._grid.words.normalise) for word in table.column("word").to_pylist()]
-        return words, table.column("concept").to_numpy(), table.column("language").to_pylist()
+        concepts, sentences = (table.column(name).to_numpy() for name in ("concept", "sentence"))
+        return words, concepts, table.column("language").to_pylist(), sentences
 
     def _lexicon(self, source: str, target: str) -> _Lexicon:
         path = f"source={source}/target={target}"
@@ -257,15 +269,14 @@ class _Pair:
         return _Lexicon(ranked, {name: mark.receipt[name] for name in ("dropped_multiword", "dropped_duplicates")})
 
     def _scored(
-        self, named: Row, scores: list[Calign], back: list[Calign] | None, nulls: Any
+        self, named: Row, scores: list[Calign], back: list[Calign] | None, references: list[Row]
     ) -> Iterator[tuple[str, Rows]]:
-        """The rows of one direction at every threshold; `back` is the other direction's, `nulls` float64 [draws, thresholds]."""
+        """The rows of one direction at every threshold; `back` is the other direction's, `references` its nulls'."""
         lexicon, rows = self._lexicons[named["source"], named["target"]], list[Row]()
         for i, (t, score) in enumerate(zip(self._align, scores, strict=True)):
-            row = named | _align_key(t)
-            null = _null(score.calign, None if nulls is None else nulls[:, i])
+            row = named | align_key(t)
             pairs = {"mutual": mutual(score, back[i]) if back else None}
-            rows.append(row | _calign_row(score) | null | pairs | (lexicon.dropped if lexicon else {}))
+            rows.append(row | calign_row(score) | references[i] | pairs | (lexicon.dropped if lexicon else {}))
             yield "aligned", [row | pair._asdict() for pair in score.rows]
         yield "calign", rows
 
@@ -275,57 +286,6 @@ class _Lexicon(NamedTuple):
 
     ranked: dict[str, list[str]]
     dropped: Row
-
-
-def _align_key(t: AlignThresholds) -> Row:
-    return {
-        "theta": float(t.theta),
-        "translations": t.translations,
-        "min_types": t.min_types,
-        "size_ratio": float(t.size_ratio),
-    }
-
-
-def _overlap_key(t: OverlapThresholds) -> Row:
-    return {"theta": float(t.theta), "min_types": t.min_types, "rule": t.rule}
-
-
-def _calign_row(score: Calign) -> Row:
-    names = (
-        "concepts",
-        "eligible",
-        "reachable",
-        "aligned",
-        "calign",
-        "calign_eligible",
-        "calign_reachable",
-        "coverage",
-        "occurrence_coverage",
-    )
-    return {name: getattr(score, name) for name in names} | {"reason": "" if score.coverage else "no_coverage"}
-
-
-def _null(observed: float | None, draws: Any) -> Row:
-    if draws is None or observed is None:
-        return dict.fromkeys(("null_calign", "null_sd", "null_max", "null_p"))
-    null = summarise(observed, draws)
-    return {"null_calign": null.mean, "null_sd": null.sd, "null_max": null.max, "null_p": null.p}
-
-
-def _colap_row(overlap: Overlap, thresholds: OverlapThresholds, draws: Any) -> Row:
-    score = overlap.evaluate(thresholds)
-    names = ("concepts", "eligible", "overlapping", "overlapping_excl_shared", "colap", "colap_eligible")
-    row: Row = {name: getattr(score, name) for name in names}
-    for n, (eligible, overlapping) in score.beside.items():
-        row |= {f"eligible_{n}": eligible, f"overlapping_{n}": overlapping}
-    ceiling = None if draws is None else summarise(score.colap or 0.0, draws)
-    row |= {"permuted_colap": ceiling.mean if ceiling else None, "permuted_sd": ceiling.sd if ceiling else None}
-    return row | {"points": overlap.counts.points.sum(axis=0).tolist(), "reason": ""}
-
-
-def _unscored(table: str, row: Row, reason: str) -> Row:
-    empty: Row = dict.fromkeys(column.name for column in TABLES[table])
-    return empty | row | {"reason": reason}
 
 
 class Stored:

@@ -18,7 +18,7 @@ RANDOM = "random:"
 SHARED = ("variant", "semantics", "algorithm", "k")
 OWN = {
     "calign": ("theta", "translations", "min_types", "size_ratio"),
-    "colap": ("theta", "min_types", "rule"),
+    "colap": ("theta", "min_types", "rule", "balance"),
 }
 # A setting opens with the specification's default where the grid has it; else with the grid's first value.
 OPENING = {
