@@ -37,7 +37,10 @@ from raypipe.models.states import Extractor, States, word_states
 from raypipe.models.words import Encoded, Lost, LostSentence
 
 WITH_BOTH = ("m2m_100", "mbart", "mt5", "t5")
-DECODERS_ALONE = ("bloom", "gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "qwen2", "qwen3")
+DECODERS_ALONE = (
+    *("apertus", "bloom", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox"),
+    *("llama", "mistral", "olmo2", "qwen2", "qwen3"),
+)
 PARTS = [
     (kind, part)
     for kind in TINY
@@ -119,9 +122,11 @@ NEURONS: dict[str, tuple[str, Callable[[Any, torch.Tensor], torch.Tensor]]] = {
         ("intermediate.dense", lambda block, x: torch.nn.functional.gelu(block.intermediate.dense(x))),
     ),
     **dict.fromkeys(("m2m_100", "mbart"), ("fc1", lambda block, x: block.activation_fn(block.fc1(x)))),
+    "apertus": ("mlp.up_proj", lambda block, x: block.mlp.act_fn(block.mlp.up_proj(x))),
     "bloom": ("mlp.dense_h_to_4h", lambda block, x: block.mlp.gelu_impl(block.mlp.dense_h_to_4h(x))),
     "distilbert": ("ffn.lin1", lambda block, x: torch.nn.functional.gelu(block.ffn.lin1(x))),
     "gpt2": ("mlp.c_fc", lambda block, x: torch.nn.functional.gelu(block.mlp.c_fc(x), approximate="tanh")),
+    "gpt_neox": ("mlp.dense_h_to_4h", lambda block, x: torch.nn.functional.gelu(block.mlp.dense_h_to_4h(x))),
     "modernbert": ("mlp.Wi", _modernbert),
     "mt5": ("wi_0", _mt5),
     "t5": ("wi", _t5),

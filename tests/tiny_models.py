@@ -148,6 +148,7 @@ _GROUPED = _USUAL | {"num_key_value_heads": 1, "head_dim": 8, "initializer_range
 _T5_START = {"decoder_start_token_id": 1, "eos_token_id": 2}
 # Model type -> tokenizer and what its configuration adds. Windows of attention are short enough to matter.
 FAMILIES: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
+    "apertus": (byte_fallback, _GROUPED | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
     "bert": (wordpiece, _USUAL),
     "bloom": (bare_bytes, {"hidden_size": 16, "n_layer": 4, "n_head": 2, "seq_length": 64}),
     "camembert": (unigram, _USUAL),
@@ -156,6 +157,7 @@ FAMILIES: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
     "gemma2": (byte_fallback, _GROUPED | {"sliding_window": 8}),
     "gemma3_text": (byte_fallback, _GROUPED | {"sliding_window": 8}),
     "gpt2": (bare_bytes, {"n_embd": 16, "n_layer": 4, "n_head": 2}),
+    "gpt_neox": (byte_fallback, _USUAL),
     "llama": (byte_fallback, _GROUPED),
     "m2m_100": (unigram, _BART | {"decoder_start_token_id": 0}),
     "mbart": (lambda: with_template(unigram(), "$A </s> __en__", "__en__"), _BART),
@@ -165,6 +167,7 @@ FAMILIES: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
         _USUAL | {"local_attention": 8, "initializer_range": 0.3, "cls_token_id": 0, "sep_token_id": 2},
     ),
     "mt5": (lambda: with_template(unigram(), "$A </s>"), _T5 | _T5_START),
+    "olmo2": (byte_fallback, _GROUPED),
     "qwen2": (bare_bytes, _GROUPED),
     "qwen3": (bare_bytes, _GROUPED),
     "roberta": (byte_level, _USUAL),

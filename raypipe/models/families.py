@@ -95,15 +95,21 @@ def _modernbert(config: Any, neurons: int) -> float:
     return float(4 * width**2 + 3 * width * neurons + 2 * width - width / config.num_hidden_layers)
 
 
-def _gated(*, norms: int = 2, biased: bool = False, normed_heads: bool = False) -> dict[str, Part]:
-    """Grouped attention and a gated feed-forward, with the biases of queries, keys and values where `biased`."""
+def _grouped(
+    *, norms: int = 2, biased: bool = False, normed_heads: bool = False, normed: bool = False, gated: bool = True
+) -> dict[str, Part]:
+    """Grouped attention and a gated feed-forward, or one whose activation has two weights.
+
+    With biases of queries, keys and values where `biased`; a norm over each head of queries and keys, or over all at once.
+    """
 
     def weights(config: Any, neurons: int) -> float:
         width, heads = config.hidden_size, config.num_attention_heads
         head = getattr(config, "head_dim", None) or width // heads
         queries, keys = heads * head, config.num_key_value_heads * head
-        extra = biased * (queries + 2 * keys) + normed_heads * 2 * head + norms * width
-        return float(2 * width * (queries + keys) + 3 * width * neurons + extra)
+        extra = biased * (queries + 2 * keys) + normed_heads * 2 * head + normed * (queries + keys) + norms * width
+        feed_forward = 3 * width * neurons if gated else 2 * width * neurons + 2
+        return float(2 * width * (queries + keys) + feed_forward + extra)
 
     return {"decoder": Part("layers", "norm", "num_hidden_layers", "mlp.down_proj", "intermediate_size", weights)}
 
@@ -127,17 +133,20 @@ _T5 = Family(
     positions=None,
 )
 _BART = {"encoder": _bart("encoder", crossed=False), "decoder": _bart("decoder", crossed=True)}
-_LLAMA = Family(_gated())
+_NEOX = Part("layers", "final_layer_norm", "num_hidden_layers", "mlp.dense_4h_to_h", "intermediate_size", _plain())
+_LLAMA = Family(_grouped())
 
 FAMILIES: dict[str, Family] = {
+    "apertus": Family(_grouped(normed_heads=True, gated=False)),
     "bert": Family(_BERT, pooler=True),
     "bloom": Family(_gpt("mlp.dense_4h_to_h"), positions="seq_length", sdpa=False),
     "camembert": _ROBERTA,
     "distilbert": Family({"encoder": Part("transformer.layer", None, "n_layers", "ffn.lin2", "hidden_dim", _plain())}),
     "gemma": _LLAMA,
-    "gemma2": Family(_gated(norms=4), sdpa=False),
-    "gemma3_text": Family(_gated(norms=4, normed_heads=True)),
+    "gemma2": Family(_grouped(norms=4), sdpa=False),
+    "gemma3_text": Family(_grouped(norms=4, normed_heads=True)),
     "gpt2": Family(_gpt("mlp.c_proj")),
+    "gpt_neox": Family({"decoder": _NEOX}),
     "llama": _LLAMA,
     "m2m_100": Family(_BART),
     "mbart": Family(_BART, starts_with_last=True),
@@ -146,8 +155,9 @@ FAMILIES: dict[str, Family] = {
         {"encoder": Part("layers", "final_norm", "num_hidden_layers", "mlp.Wo", "intermediate_size", _modernbert)}
     ),
     "mt5": _T5,
-    "qwen2": Family(_gated(biased=True)),
-    "qwen3": Family(_gated(normed_heads=True)),
+    "olmo2": Family(_grouped(normed=True)),
+    "qwen2": Family(_grouped(biased=True)),
+    "qwen3": Family(_grouped(normed_heads=True)),
     "roberta": _ROBERTA,
     "t5": _T5,
     "xlm-roberta": _ROBERTA,

@@ -43,20 +43,52 @@ def load_model(checkpoint: Checkpoint, top: int, component: str = "encoder") -> 
     Raises:
         ModelError: the weights cannot be read or do not fill the model, or its layers are not where they should be.
     """
-    import torch
     from transformers import AutoModel
 
     family, config = read_config(checkpoint)
-    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa" if family.sdpa else "eager"}
-    options |= {"add_pooling_layer": False} if family.pooler else {}
+    model = _weights(AutoModel, checkpoint, {"add_pooling_layer": False} if family.pooler else {})
+    check_layers(model, family, component, checkpoint.label)
+    blocks = attrgetter(family.parts[component].blocks)(model)
+    # Layer 0 is the input of the first block, so that one stays.
+    del blocks[max(top, 1) :]
+    if config.is_encoder_decoder and component == "encoder":
+        del model.decoder
+    return model
+
+
+def load_causal(checkpoint: Checkpoint) -> Any:
+    """A decoder with its head for the next piece, whole, in float32 on the CPU, in evaluation mode.
+
+    Args:
+        checkpoint: stored weights, or a seed for the weights that transformers gives a new model.
+
+    Raises:
+        ModelError: the model has an encoder, or the weights cannot be read or do not fill it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    family, config = read_config(checkpoint)
+    if family.components != ("decoder",):
+        raise ModelError(
+            f"{checkpoint.label}: a {config.model_type} model is no causal language model; patching needs a decoder alone"
+        )
+    return _weights(AutoModelForCausalLM, checkpoint, {})
+
+
+def _weights(kind: Any, checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
+    """A model of one of transformers' automatic classes."""
+    import torch
+
+    family, config = read_config(checkpoint)
+    options |= {"dtype": torch.float32, "attn_implementation": "sdpa" if family.sdpa else "eager"}
     missing: set[str] = set()
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             if checkpoint.random_seed is not None:
                 torch.default_generator.manual_seed(checkpoint.random_seed)
-                model = AutoModel.from_config(config, **options)
+                model = kind.from_config(config, **options)
             else:
-                model, loading = AutoModel.from_pretrained(
+                model, loading = kind.from_pretrained(
                     checkpoint.source,
                     config=config,
                     use_safetensors=True,
@@ -73,14 +105,7 @@ def load_model(checkpoint: Checkpoint, top: int, component: str = "encoder") -> 
             f"{checkpoint.label}: {len(missing)} weights are missing, the first is {min(missing)}; "
             f"expected those of a {config.model_type} model"
         )
-    model.eval()
-    check_layers(model, family, component, checkpoint.label)
-    blocks = attrgetter(family.parts[component].blocks)(model)
-    # Layer 0 is the input of the first block, so that one stays.
-    del blocks[max(top, 1) :]
-    if config.is_encoder_decoder and component == "encoder":
-        del model.decoder
-    return model
+    return model.eval()
 
 
 def _where(checkpoint: Checkpoint) -> dict[str, Any]:

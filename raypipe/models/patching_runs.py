@@ -1,0 +1,186 @@
+"""One batch of prompts whose state at one position is exchanged: by a cache with exchanged slots, or by hooks.
+
+In a causal decoder a position reaches later ones only through its keys and values, and those of block l come from the output of
+block l-1. With the outputs of blocks j, j+1, ... at p replaced, slot p of a block after j depends on the replacement and p alone,
+and all else up to block j is as without it: one clean run, one set of exchanged slots and the suffix after p serve every j.
+
+Axes: B prompts of a batch, T positions of the longest, p the column whose state is exchanged, S columns after it, L blocks, D width,
+V vocabulary. Padding stands left, so p and the last position are the same columns in every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from raypipe.models.causal import Causal
+
+
+class Run(Protocol):
+    """What a batch offers on either path.
+
+    Attributes:
+        logits: float32 [B, V], of the clean run behind the last position.
+        states: [B, L, D], its block outputs at p.
+    """
+
+    logits: torch.Tensor
+    states: torch.Tensor
+
+    def prepare(self, states: torch.Tensor) -> Any:
+        """What `patched` needs of one setting's states, [B, L, D]."""
+
+    def patched(self, start: int, prepared: Any) -> torch.Tensor:
+        """Logits float32 [B, V] with the outputs of blocks `start`, `start` + 1, ... at p replaced."""
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits float32 [B, V] after one more piece of each prompt, int64 [B], of what ran last."""
+
+
+@dataclass
+class _Place:
+    """Where the cache of all blocks stands: positions that count, and positions there is room for."""
+
+    at: int
+    room: int
+
+
+class _Slots(DynamicLayer):  # type: ignore[misc]
+    """Keys and values [B, heads, room, head] of one block, written in place from where the cache stands."""
+
+    is_initialized: bool
+
+    def __init__(self, place: _Place):
+        super().__init__()
+        self._place = place
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        start, stop = self._place.at, self._place.at + keys.shape[2]
+        if not self.is_initialized:
+            room = self._place.room
+            self.keys, self.values = (part.new_zeros(*part.shape[:2], room, part.shape[3]) for part in (keys, values))
+            self.is_initialized = True
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys, values
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def get_seq_length(self) -> int:
+        return self._place.at
+
+    def take(self, at: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.keys[:, :, at].clone(), self.values[:, :, at].clone()
+
+    def put(self, at: int, slot: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.keys[:, :, at], self.values[:, :, at] = slot
+
+
+class CachedRun:
+    """The fast path: the prompt runs once, then only what comes after p, and of that only the blocks after `start`.
+
+    Runs with a lower `start` overwrite what those with a higher one read, so `patched` is called with `start` descending.
+
+    Args:
+        causal: the model.
+        ids: int64 [B, T].
+        mask: int64 [B, T], 0 at padding.
+        p: the column.
+        more: pieces that `step` may add.
+    """
+
+    def __init__(self, causal: Causal, ids: torch.Tensor, mask: torch.Tensor, p: int, more: int):
+        self._causal, self._ids, self._p = causal, ids, p
+        self._mask = torch.cat([mask, mask.new_ones(len(mask), more)], dim=1)
+        self._place = _Place(0, self._mask.shape[1])
+        self._slots = [_Slots(self._place) for _ in causal.blocks]
+        self._cache = Cache(layers=self._slots)
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(block: int) -> Any:
+            return lambda state: kept.update({block: state[:, p:].clone()})
+
+        with causal.hooked({block: keep(block) for block in range(len(self._slots))}):
+            self.logits = self._forward(ids)
+        self.states = torch.stack([kept[block][:, 0] for block in range(len(self._slots))], dim=1)
+        self._suffix = [kept[block][:, 1:] for block in range(len(self._slots))]
+
+    def prepare(self, states: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Slot p of every block when the outputs of all blocks before it are `states`."""
+        clean = [layer.take(self._p) for layer in self._slots]
+        self._place.at = self._p
+        forced = {block: lambda _, block=block: states[:, block - 1, None] for block in range(1, len(self._slots))}
+        with self._causal.hooked(forced, before=True):
+            self._forward(self._ids[:, self._p, None], head=False)
+        exchanged = [layer.take(self._p) for layer in self._slots]
+        for layer, slot in zip(self._slots, clean, strict=True):
+            layer.put(self._p, slot)
+        return exchanged
+
+    def patched(self, start: int, prepared: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """As `Run`; `start` is never above the one before."""
+        for layer, slot in zip(self._slots[start + 1 :], prepared[start + 1 :], strict=True):
+            layer.put(self._p, slot)
+        self._place.at = self._p + 1
+        with self._causal.skipping(start + 1, self._suffix[start]):
+            return self._forward(self._ids[:, self._p + 1 :])
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """As `Run`."""
+        return self._forward(ids[:, None])
+
+    def _forward(self, ids: torch.Tensor, *, head: bool = True) -> torch.Tensor:
+        stop = self._place.at + ids.shape[1]
+        output = self._causal(ids, self._mask[:, :stop], self._cache, head=head)
+        self._place.at = stop
+        return output
+
+
+class HookedRun:
+    """The path of any causal architecture: the whole prompt for every `start` and every further piece, outputs replaced at p.
+
+    Args:
+        causal: the model.
+        ids: int64 [B, T], without padding.
+        p: the column.
+    """
+
+    def __init__(self, causal: Causal, ids: torch.Tensor, p: int):
+        self._causal, self._prompt, self._p = causal, ids, p
+        self.states = torch.empty(0)
+        self.logits = self.patched(0, None)
+
+    def prepare(self, states: torch.Tensor) -> torch.Tensor:
+        """As `Run`."""
+        return states
+
+    def patched(self, start: int, prepared: torch.Tensor | None) -> torch.Tensor:
+        """As `Run`; without states the clean run."""
+        self._ids, self._start, self._new = self._prompt, start, prepared
+        return self._forward()
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """As `Run`."""
+        self._ids = torch.cat([self._ids, ids[:, None]], dim=1)
+        return self._forward()
+
+    def _forward(self) -> torch.Tensor:
+        kept: dict[int, torch.Tensor] = {}
+
+        def look(block: int) -> Any:
+            def at_p(state: torch.Tensor) -> torch.Tensor | None:
+                kept[block] = state[:, self._p].clone()
+                if self._new is None:
+                    return None
+                state = state.clone()
+                state[:, self._p] = self._new[:, block]
+                return state
+
+            return at_p
+
+        with self._causal.hooked({block: look(block) for block in range(self._start, len(self._causal.blocks))}):
+            logits = self._causal(self._ids, torch.ones_like(self._ids))
+        if not self.states.numel():
+            self.states = torch.stack([kept[block] for block in range(len(kept))], dim=1)
+        return logits
