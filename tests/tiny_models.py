@@ -157,7 +157,7 @@ FAMILIES: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
     "gemma2": (byte_fallback, _GROUPED | {"sliding_window": 8}),
     "gemma3_text": (byte_fallback, _GROUPED | {"sliding_window": 8}),
     "gpt2": (bare_bytes, {"n_embd": 16, "n_layer": 4, "n_head": 2}),
-    "gpt_neox": (byte_fallback, _USUAL),
+    "gpt_neox": (byte_fallback, _USUAL | {"max_position_embeddings": 256}),
     "llama": (byte_fallback, _GROUPED),
     "m2m_100": (unigram, _BART | {"decoder_start_token_id": 0}),
     "mbart": (lambda: with_template(unigram(), "$A </s> __en__", "__en__"), _BART),
