@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import yaml
 
+from raypipe.cli_correlate import correlate
 from raypipe.cli_metrics import Json, calign, colap
 from raypipe.errors import GridError, RaypipeError
 
@@ -342,6 +343,7 @@ def report(run: RunPath) -> None:
 
 app.command()(calign)
 app.command()(colap)
+app.command()(correlate)
 
 
 def _end(message: str, code: int) -> NoReturn:

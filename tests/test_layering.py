@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "raypipe"
 LEVELS = [
     {"cli"},
-    {"cli_metrics"},
-    {"planning", "show"},
+    {"cli_metrics", "cli_correlate"},
+    {"planning", "show", "correlate"},
     {"pipeline"},
     {"stages", "cluster", "results", "progress"},
     {"science", "models", "interop", "toy", "web"},

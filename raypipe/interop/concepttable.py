@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from raypipe.errors import InputError
-from raypipe.interop.lines import PathText, has_space, numbered_lines
+from raypipe.interop.lines import PathText, csv_rows, has_space
 from raypipe.rundir import digest
 
 ID = "concept"
@@ -84,7 +82,7 @@ def read_concepts(path: PathText, languages: Sequence[str], least: int = 1) -> C
     Raises:
         InputError: FILE:LINE of a broken row, a column is missing, or fewer than `least` concepts are left.
     """
-    rows = _rows(path)
+    rows = csv_rows(path)
     _, header = next(rows, (0, []))
     where = _columns(path, header, languages)
     concepts, seen, dropped, repeated = list[Concept](), dict[str, int](), 0, Counter[str]()
@@ -121,22 +119,6 @@ def read_concepts(path: PathText, languages: Sequence[str], least: int = 1) -> C
         {kind: dict(counts) for kind, counts in warnings.items() if counts},
         digest(content),
     )
-
-
-def _rows(path: PathText) -> Iterator[tuple[int, list[str]]]:
-    """Line number (of the last line of a quoted cell) and fields of each row."""
-    text = []
-    for number, line in numbered_lines(path):
-        try:
-            text.append(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number}: byte 0x{line[error.start]:02x}; expected UTF-8") from None
-    reader = csv.reader(io.StringIO("\n".join(text), newline=""), strict=True)
-    try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: {error}; expected comma-separated fields") from None
 
 
 def _columns(path: PathText, header: Sequence[str], languages: Sequence[str]) -> dict[str, int]:

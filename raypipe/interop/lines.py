@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -68,6 +70,26 @@ def _decoded(line: bytes) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadLine(f"byte 0x{line[error.start]:02x} at column {error.start + 1}; expected UTF-8") from None
+
+
+def csv_rows(path: PathText) -> Iterator[tuple[int, list[str]]]:
+    """Line number (of the last line of a quoted cell) and fields of each row of a CSV file.
+
+    Raises:
+        InputError: FILE:LINE of what is not UTF-8 or no CSV.
+    """
+    text = []
+    for number, line in numbered_lines(path):
+        try:
+            text.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number}: byte 0x{line[error.start]:02x}; expected UTF-8") from None
+    reader = csv.reader(io.StringIO("\n".join(text), newline=""), strict=True)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: {error}; expected comma-separated fields") from None
 
 
 def natural(name: str, text: str, most: int = INT32_MAX) -> int:
