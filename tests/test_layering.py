@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "raypipe"
 LEVELS = [
     {"cli"},
-    {"cli_metrics", "cli_correlate"},
+    {"cli_correlate"},
+    {"cli_metrics"},
     {"planning", "show", "correlate"},
     {"pipeline"},
     {"stages", "cluster", "results", "progress"},
