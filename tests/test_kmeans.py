@@ -406,8 +406,16 @@ def test_spherical_clusters_directions():
     assert result.labels.tolist() == cosines.argmax(axis=1).tolist()
     assert result.inertia == pytest.approx((2 - 2 * cosines.max(axis=1)).sum(), rel=1e-5)
     assert result.predict(scaled * 3).tolist() == result.labels.tolist()
-    inertias = [inertia for inertia, _ in result.history]
-    assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(inertias))
+
+
+@pytest.mark.parametrize(("n", "d"), [(400, 3), (60, 8)])
+@pytest.mark.parametrize("spread", [1e-5, 1e-7])
+def test_spherical_inertia_never_rises_for_nearly_equal_directions(n, d, spread):
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        X = random.normal(size=d) + spread * random.normal(size=(n, d))
+        k = min(8 if d == 3 else 4, len(np.unique(unit_rows(X), axis=0)))
+        assert_sound(KMeans(k, spherical=True, seed=seed, tol=0, max_iter=60).fit(X), unit_rows(X), k)
 
 
 def test_a_spherical_mean_without_direction_stays():

@@ -30,7 +30,7 @@ from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side, joint, scope_name
 from raypipe.statefile import read_layer
 
-NAME, VERSION = "concepts", 2
+NAME, VERSION = "concepts", 3
 FIELDS = ("concepts.algorithm", "concepts.n_init", "concepts.max_iter", "concepts.tol", "concepts.scaling")
 COPIES = (
     2.0  # memory of a fit, in copies of its points: themselves, their sketches, and the sample that k-means++ looks at
