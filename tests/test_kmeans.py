@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,6 +22,7 @@ from raypipe.errors import ClusteringError
 from raypipe.science import (
     kmeans,
     kmeans_bytes,
+    kmeans_device,
     kmeans_kernels,
     kmeans_points,
     kmeans_scan,
@@ -283,12 +285,12 @@ def test_the_margin_never_loses_the_nearest(data):
     scale = 10.0 ** data.draw(st.integers(-38, 25))
     X, C = ((X + shift) * scale).astype(np.float32), ((C + shift) * scale).astype(np.float32)
     points = LocalPoints([X])
-    for precision in ("auto", "float32"):
-        frame = kmeans_points.measure(points, 1, precision)
+    for precision, device in (("auto", None), ("float32", None), ("auto", "cpu")):
+        frame = kmeans_points.measure(points, 1, precision, device)
         labels = points.map(kmeans_visits.labels, kmeans_points.keyed(C), frame)[0]
         points.shards[0].state.clear()
         assert labels.tolist() == brute(X, C)[0].tolist()
-        assert_bounds_hold(X, C, frame)
+        (assert_device_bounds_hold if device else assert_bounds_hold)(X, C, frame)
 
 
 def assert_bounds_hold(X, C, frame):
@@ -300,6 +302,16 @@ def assert_bounds_hold(X, C, frame):
     bound = (of.codes @ to.codes.T.astype(float)) * (of.step[:, None] * by.step) - by.half
     bound += of.miss[:, None] * by.head + (of.norm + of.miss)[:, None] * by.miss + of.tail[:, None] * by.tail
     assert (bound >= Y @ Z.T - (Z * Z).sum(axis=1) / 2)[:, ~far].all()
+
+
+def assert_device_bounds_hold(X, C, frame):
+    """The same of the bound on a torch device; rows whose terms float16 cannot hold have none."""
+    points, centroids = (kmeans_device._rounded(torch.tensor(A), frame) for A in (X, C))
+    columns, half = kmeans_device._columns(centroids)
+    bound = (kmeans_device._product(kmeans_device._rows(points), columns) - half).double().numpy()
+    Y, Z = ((A.astype(float) - frame.mean_d) * kmeans_device._scale(frame) for A in (X, C))
+    tame = (points.norm_n < 25_000).numpy()
+    assert (bound >= Y @ Z.T - (Z * Z).sum(axis=1) / 2)[tame].all()
 
 
 def test_sketches_are_short_and_rule_out_nearly_all():
@@ -391,6 +403,77 @@ def test_precision_changes_no_bit():
         one, other = (fit(LocalPoints([X[:700], X[700:]]), 40, precision=way) for way in ("auto", "float32"))
         assert same_bits(one, other)
         assert_sound(KMeans(40, precision="float32").fit(X), X, 40)
+
+
+@pytest.mark.parametrize("numbers", [2**26, 90])
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_a_torch_device_changes_no_bit(numbers, shift, monkeypatch):
+    monkeypatch.setattr(kmeans_device, "BLOCK_NUMBERS", numbers)
+    duplicates = np.repeat(blobs(40, 5, 4), 6, axis=0)
+    for X, k, more in (
+        (low_rank(300, 70, 10), 40, {"n_init": 2}),
+        (blobs(200, 30, 12) + np.float32(shift), 25, {"init": "random"}),
+        (unit_rows(blobs(200, 9, 12)), 30, {"spherical": True}),
+        (duplicates, 40, {"init": np.zeros((40, 5))}),
+        (blobs(100, 4, 3), 3, {"init": np.array([[1e37] * 4, [0] * 4, [-3e38] * 4])}),
+        (np.array([[65504, -65504], [6e-8, 0], [65504, 65504], [1, 2], [0, 0]], np.float32), 4, {}),
+        (np.array([[1e18, 0, -3e-30], [1e18, 1e-20, 0], [0, 0, 0], [3e37, -1, 7]], np.float32), 4, {}),
+        (np.ones((7, 3), np.float32), 1, {}),
+    ):
+        arrays = [X[: len(X) // 3], X[len(X) // 3 :]]
+        one = fit(LocalPoints(arrays), k, seed=4, tol=0, **more)
+        assert same_bits(one, fit(Scattered(arrays, 1), k, seed=4, tol=0, device="cpu", **more))
+    model = KMeans(12, device="cpu").fit(duplicates)
+    assert model.predict(duplicates).tolist() == model.labels.tolist() == brute(duplicates, model.centroids)[0].tolist()
+
+
+def test_on_a_torch_device_hardly_any_centroid_is_compared(monkeypatch):
+    X = low_rank(1000, 128, 20)
+    compared, score = [], kmeans_device._scores
+
+    def counted(points, rows, centroids, labels):
+        compared.append(0 if rows is None else len(rows))
+        return score(points, rows, centroids, labels)
+
+    monkeypatch.setattr(kmeans_device, "_scores", counted)
+    KMeans(100, init=X[:100], max_iter=1, device="cpu").fit(X)
+    assert 0 < sum(compared) < 0.05 * 2 * len(X)  # the other pairs of two passes are ruled out
+
+
+def test_points_too_wild_for_float16_are_compared_with_every_centroid():
+    X = low_rank(60, 12, 3)
+    X[7] *= 1e3
+    frame = kmeans_points.measure(LocalPoints([X]), 1, "auto", "cpu")
+    frame = frame._replace(variance=frame.variance * 1e-10)  # small units: its norm is huge
+    held = kmeans_device._rounded(torch.tensor(X), frame)
+    assert held.norm_n[7] > 30_000
+    labels = kmeans_visits.labels(Shard(X, {}, 0), kmeans_points.keyed(X[::4]), frame)
+    assert labels.tolist() == brute(X, X[::4])[0].tolist()
+
+
+def test_products_on_a_gpu_are_summed_in_float32():
+    switches = torch.backends.cuda.matmul
+    before = switches.allow_fp16_reduced_precision_reduction
+    with kmeans_device._whole_sums():
+        assert not switches.allow_fp16_reduced_precision_reduction
+        assert not switches.allow_fp16_accumulation
+    assert switches.allow_fp16_reduced_precision_reduction == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_named():
+    with pytest.raises(
+        ClusteringError, match=r"device cuda: this worker sees no CUDA device; set resources\.gpus_per_work"
+    ):
+        KMeans(2, device="cuda").fit(blobs(10, 3, 2))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_a_gpu_changes_no_bit():
+    for X, k, more in ((low_rank(20_000, 200, 60), 300, {}), (unit_rows(blobs(9000, 67, 80)), 90, {"spherical": True})):
+        arrays = [X[:7000], X[7000:]]
+        one = fit(LocalPoints(arrays), k, max_iter=8, **more)
+        assert same_bits(one, fit(LocalPoints(arrays), k, max_iter=8, device="cuda", **more))
 
 
 # --- spherical ----------------------------------------------------------------------------------------------------

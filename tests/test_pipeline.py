@@ -174,6 +174,27 @@ def test_directions_are_clustered_where_asked(world: tiny_world.World, tmp_path:
         assert set(run.calign()["algorithm"].to_pylist()) == {settings.get("algorithm", "kmeans")}
 
 
+def test_clusterings_use_the_gpu_that_the_grid_gives_them(
+    reference: Path, world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is `cuda`; with the processor in its place the labels are those of a run without a GPU."""
+    devices = []
+
+    def on_this_processor(*args: Any, device: str, **settings: Any) -> kmeans.Fit:
+        devices.append(device)
+        return fit(*args, device="cpu", **settings)
+
+    fit = kmeans.fit
+    monkeypatch.setattr(kmeans, "fit", on_this_processor)
+    item = concepts._item
+    monkeypatch.setattr(concepts, "_item", lambda *of: item(*of) | {"device": concepts.device(1.0)})
+    shutil.copytree(reference, tmp_path / "run")
+    raypipe.run(Grid(**world.grid()), tmp_path / "run", "inprocess", rerun="concepts")
+    assert set(devices) == {"cuda"}
+    assert concepts.device(0.0) is None
+    assert score_bytes(tmp_path / "run") == score_bytes(reference)
+
+
 def test_a_second_run_does_nothing_and_more_seeds_only_add(
     reference: Path, world: tiny_world.World, tmp_path: Path
 ) -> None:

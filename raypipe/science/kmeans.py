@@ -47,6 +47,8 @@ class KMeans:
             where its centroid was.
         precision: "auto" prunes by int8 products where the processor has them, "float32" never. No result depends on it.
         threads: Threads to use; no result depends on it.
+        device: Torch device that holds the points and makes the passes, such as "cuda"; None: this processor. No result
+            depends on it.
 
     After `fit`: centroids [k, d] float32, labels [n] int32, inertia, n_iter, history and seeding as in `Fit`.
     """
@@ -70,6 +72,7 @@ class KMeans:
         spherical: bool = False,
         precision: Precision = "auto",
         threads: int = 1,
+        device: str | None = None,
     ) -> None:
         self.k = k
         self.init: Init = init
@@ -80,6 +83,7 @@ class KMeans:
         self.spherical = spherical
         self.precision: Precision = precision
         self.threads = threads
+        self.device = device
 
     def fit(self, X: ArrayLike) -> KMeans:
         """Cluster the points X, [n, d]; anything but float32 is converted. Errors as in `fit`."""
@@ -94,6 +98,7 @@ class KMeans:
             spherical=self.spherical,
             precision=self.precision,
             threads=self.threads,
+            device=self.device,
         )
         self.centroids, self.labels = result.centroids, np.concatenate(result.labels)
         self.inertia, self.n_iter, self.history = result.inertia, result.n_iter, result.history
@@ -111,7 +116,7 @@ class KMeans:
         points, width = self._points(X), self.centroids.shape[1]
         if points.shards[0].X_nd.shape[1] != width:
             raise ClusteringError(f"points have {points.shards[0].X_nd.shape[1]} dimensions, the concepts {width}")
-        frame = measure(points, self.threads, self.precision)
+        frame = measure(points, self.threads, self.precision, self.device)
         return np.concatenate(points.map(visits.labels, keyed(self.centroids), frame))
 
     def _points(self, X: ArrayLike) -> LocalPoints:
@@ -135,6 +140,7 @@ def fit(
     spherical: bool = False,
     precision: Precision = "auto",
     threads: int = 1,
+    device: str | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """Cluster shards of points; arguments as in `KMeans`, but `spherical` expects points of unit length (`unit_rows`).
@@ -147,7 +153,8 @@ def fit(
 
     Raises:
         ClusteringError: fewer than k distinct points; NaN or infinite values; a wrong argument; points that are not of unit
-            length, with `spherical`; a checkpoint of another fit; a label that brute force does not confirm.
+            length, with `spherical`; a device that is not there; a checkpoint of another fit; a label that brute force does
+            not confirm.
     """
     counts = {"k": k, "n_init": n_init, "max_iter": max_iter, "threads": threads}
     if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts.values()):
@@ -160,7 +167,7 @@ def fit(
         raise ClusteringError(f"tol={tol}: expected a number from 0 on")
     if precision not in get_args(Precision):
         raise ClusteringError(f"precision {precision!r} is unknown; choose one of {', '.join(get_args(Precision))}")
-    frame = measure(points, threads, precision)
+    frame = measure(points, threads, precision, device)
     if frame.starts[-1] == 0:
         raise too_few(k, 0)
     if spherical and not (off := max(points.map(visits.off_unit))) <= UNIT_TOLERANCE:

@@ -176,6 +176,8 @@ class Frame(NamedTuple):
     """Mean over dimensions of the variance."""
     threads: int
     """Threads that a visit may use; no result depends on it."""
+    device: str | None
+    """Torch device of the passes (`kmeans_device`), None: this processor; no result depends on it."""
 
 
 def keyed(C_kd: ArrayLike) -> Centroids:
@@ -184,13 +186,14 @@ def keyed(C_kd: ArrayLike) -> Centroids:
     return Centroids(C_kd, blake2b(C_kd.tobytes(), digest_size=16).hexdigest())
 
 
-def measure(points: Points, threads: int, precision: Precision = "auto") -> Frame:
+def measure(points: Points, threads: int, precision: Precision = "auto", device: str | None = None) -> Frame:
     """Count, mean and spread of all points, float64, in the order of rows and shards.
 
     Args:
         points: The points.
         threads: Threads of later visits.
         precision: "auto" lets the search round to int8 where the processor multiplies bytes fast.
+        device: Torch device of later passes; None: this processor.
 
     Raises:
         ClusteringError: NaN or infinite values, or shards of different widths.
@@ -215,7 +218,7 @@ def measure(points: Points, threads: int, precision: Precision = "auto") -> Fram
     rows = np.unique(np.linspace(0, n - 1, min(n, BASIS_ROWS)).astype(np.int64))
     X_md = take(points, starts, rows) if starts[-1] else np.empty((0, widths[0]), np.float32)
     how = basis(X_md, mean_d, largest, precision)
-    return Frame(starts, mean_d, how, variance / (n * max(widths[0], 1)), threads)
+    return Frame(starts, mean_d, how, variance / (n * max(widths[0], 1)), threads, device)
 
 
 def _shard_sums(shard: Shard) -> tuple[int, F64, float]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from raypipe.science import kmeans_device
 from raypipe.science import kmeans_kernels as kernels
 from raypipe.science.kmeans_kernels import F32, F64, I32, I64
 from raypipe.science.kmeans_points import Centroids, Frame, Shard
@@ -52,8 +53,11 @@ def assign(shard: Shard, before: Centroids | None, at: Centroids, frame: Frame) 
     old = None if before is None else assignment(shard, None, before, frame)
     new = assignment(shard, before, at, frame)
     k, d = at.C_kd.shape
-    sums_kd = np.zeros((k, d))
-    in_parts(lambda *columns: kernels.add_rows(shard.X_nd, new.labels, sums_kd, *columns), d, frame.threads)
+    if frame.device:
+        sums_kd = kmeans_device.add_rows(shard, new.labels, k, frame, frame.device)
+    else:
+        sums_kd = np.zeros((k, d))
+        in_parts(lambda *columns: kernels.add_rows(shard.X_nd, new.labels, sums_kd, *columns), d, frame.threads)
     moved = len(new.labels) if old is None else int(np.count_nonzero(new.labels != old.labels))
     inertia = float(kernels.total_in_order(new.dist))
     return Pass(inertia, moved, np.bincount(new.labels, minlength=k), sums_kd)
@@ -67,23 +71,29 @@ def assignment(shard: Shard, before: Centroids | None, at: Centroids, frame: Fra
     """
     held: dict[str, Best] = shard.state.setdefault("labels", {})
     if at.key not in held:
-        n = len(shard.X_nd)
-        if before is None or before.key not in held:
-            found, rows = nothing_found(n), np.arange(n)
+        if frame.device:
+            found = kmeans_device.nearest(shard, at.C_kd, frame, frame.device)
         else:
-            known = held[before.key]
-            found = Best(known.labels.copy(), known.dist.copy(), known.lower.copy())
-            moves_k = np.sqrt(squared_moves(before, at)) * (1 + 1e-9)
-            rows = np.concatenate(
-                in_parts(
-                    lambda *part: kernels.keep_proven(shard.X_nd, at.C_kd, moves_k, *found, *part), n, frame.threads
-                )
-            )
-        nearest(shard, rows, at.C_kd, frame, found)
+            found = _from_known(shard, None if before is None else held.get(before.key), before, at, frame)
         for key in list(held)[:-1]:
             del held[key]
         held[at.key] = found
     return held[at.key]
+
+
+def _from_known(shard: Shard, known: Best | None, before: Centroids | None, at: Centroids, frame: Frame) -> Best:
+    """Search for the points whose label may differ from the `known` one of the centroids `before`."""
+    n = len(shard.X_nd)
+    if known is None or before is None:
+        found, rows = nothing_found(n), np.arange(n)
+    else:
+        found = Best(known.labels.copy(), known.dist.copy(), known.lower.copy())
+        moves_k = np.sqrt(squared_moves(before, at)) * (1 + 1e-9)
+        rows = np.concatenate(
+            in_parts(lambda *part: kernels.keep_proven(shard.X_nd, at.C_kd, moves_k, *found, *part), n, frame.threads)
+        )
+    nearest(shard, rows, at.C_kd, frame, found)
+    return found
 
 
 def labels(shard: Shard, at: Centroids, frame: Frame) -> I32:

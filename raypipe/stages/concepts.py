@@ -117,7 +117,13 @@ def _item(context: Context, cell: Cell, sources: list[Cell]) -> Item:
         "max_iter": settings.max_iter,
         "tol": settings.tol,
         "threads": context.plan.grid.resources.threads,
+        "device": device(context.plan.grid.resources.gpus_per_worker),
     }
+
+
+def device(gpus: float) -> str | None:
+    """Where a worker with this share of a GPU makes the passes; see `kmeans.KMeans`."""
+    return "cuda" if gpus else None
 
 
 def memory_needed(points: int, width: int) -> int:
@@ -175,7 +181,7 @@ class Saved:
 
 
 def _fit(points: kmeans.Points, item: Item) -> kmeans.Fit:
-    settings = {name: item[name] for name in ("n_init", "seed", "max_iter", "tol", "threads", "spherical")}
+    settings = {name: item[name] for name in ("n_init", "seed", "max_iter", "tol", "threads", "spherical", "device")}
     return kmeans.fit(points, item["k"], init="k-means++", checkpoint=Saved(item), **settings)
 
 
