@@ -183,7 +183,13 @@ class Lexicon(Part):
 class Concepts(Part):
     """The clustering of each scope."""
 
-    algorithm: Literal["kmeans", "spherical"] = Field("kmeans", description="K-means of points or of directions.")
+    algorithm: Annotated[
+        tuple[Literal["kmeans", "spherical", "minibatch", "agglomerative"], ...], BeforeValidator(listed)
+    ] = Field(
+        ("kmeans",),
+        description="One clustering per algorithm: K-means of points, of directions (spherical) or in mini-batches; Ward's tree of "
+        "at most 20,000 points, with the nearest mean for the others (agglomerative).",
+    )
     k: Annotated[tuple[Positive, ...], BeforeValidator(listed)] = Field((600,), description="Concepts per scope.")
     seeds: Annotated[tuple[Natural, ...], BeforeValidator(listed)] = Field((0,), description="One clustering per seed.")
     n_init: Positive = Field(1, description="Starts per seed; the best inertia is kept.")
@@ -191,7 +197,7 @@ class Concepts(Part):
     tol: float = Field(1e-4, ge=0, description="Stop below this squared shift, in mean feature variances.")
     scaling: Literal["none", "unit"] = Field("none", description="States before clustering: as read, or of length 1.")
 
-    _not_empty = field_validator("k", "seeds")(unique)
+    _not_empty = field_validator("algorithm", "k", "seeds")(unique)
 
 
 class Dtype(Part):

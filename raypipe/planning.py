@@ -14,7 +14,7 @@ from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
 from raypipe.models.words import Encoded, encode
 from raypipe.pipeline import all_cells
 from raypipe.science.occurrences import Places, length_filter
-from raypipe.stages.concepts import memory_needed, scopes
+from raypipe.stages.concepts import EXACT, memory_needed, scopes
 from raypipe.stages.corpus import Sentences, choose_words, linked_texts
 from raypipe.stages.extract import shard_points
 from raypipe.stages.plan import Plan, Side, make_plan
@@ -138,12 +138,14 @@ def _clusterings(plan: Plan, languages: dict[str, dict[str, int]]) -> dict[str, 
         peak = max(peak, weights + 3 * shard)  # states, their Arrow columns, and the file being written
         for scope in scopes(plan, checkpoint.model, part):
             points = sum(languages[plan.corpus_of(side).name]["points"] for side in scope)
-            flops += sum(2 * points * k * facts.width for k in settings.k) * len(settings.seeds) * layers
-            needed = memory_needed(points, facts.width)
-            if needed > plan.grid.resources.memory:
-                grouped += layers * len(settings.k) * len(settings.seeds)
-                needed //= plan.grid.resources.workers
-            peak = max(peak, needed)
+            for algorithm in settings.algorithm:
+                needed = memory_needed(points, facts.width, algorithm)
+                if algorithm in EXACT:
+                    flops += sum(2 * points * k * facts.width for k in settings.k) * len(settings.seeds) * layers
+                    if needed > plan.grid.resources.memory:
+                        grouped += layers * len(settings.k) * len(settings.seeds)
+                        needed //= plan.grid.resources.workers
+                peak = max(peak, needed)
     return {
         "kmeans_flops_per_pass": flops,
         "kmeans_flops_most": flops * settings.max_iter * settings.n_init,

@@ -92,7 +92,7 @@ class Run:
 
         Args:
             axes: model, revision, component, variant, layer, scope (`de` or `de+en`; where states differ between pairs,
-                `de~en-de` or `de~en-de+en~en-de`), k, seed; each may be left out where the run has one value.
+                `de~en-de` or `de~en-de+en~en-de`), algorithm, k, seed; each may be left out where the run has one value.
 
         Raises:
             RunError: No clustering fits, or several do; the message names what is open.
@@ -141,11 +141,13 @@ class Run:
 
     def _one(self, stage: str, axes: dict[str, Any]) -> str:
         """The hive path of the one finished cell of a stage that fits the axes."""
+        unnamed = {"algorithm": "kmeans"} if stage == "concepts" else {}
         units = "clusterings" if stage == "concepts" else "extractions"
         marks = self.path / "_done" / stage
         cells = [str(file.relative_to(marks)).removesuffix(".json") for file in sorted(marks.rglob("*.json"))]
         keys = {
-            cell: {a: unquote(v) for a, _, v in (part.partition("=") for part in cell.split("/"))} for cell in cells
+            cell: unnamed | {a: unquote(v) for a, _, v in (part.partition("=") for part in cell.split("/"))}
+            for cell in cells
         }
         wanted = {axis: _plain(value) for axis, value in axes.items() if value is not None}
         fitting = [

@@ -140,11 +140,21 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "centroids": (
         Column("concept", _I32, "concept id, 0-based"),
         Column("points", _I64, "points of the concept", "points"),
-        Column("first_row", _I64, "row of the labels whose point the concept started from (k-means++)"),
-        Column("centroid", pa.list_(pa.float32()), "mean of the concept's states, [d]"),
+        Column(
+            "first_row",
+            _I64,
+            "row of the labels whose point the concept started from (k-means++); null for other algorithms",
+        ),
+        Column(
+            "centroid", pa.list_(pa.float32()), "mean of the concept's states, [d]; agglomerative: of those in the tree"
+        ),
     ),
     "sample": (
-        Column("row", _I64, "row of the labels that k-means++ looked at; the table is absent where it saw all"),
+        Column(
+            "row",
+            _I64,
+            "row of the labels that k-means++ looked at, or that are in Ward's tree; the table is absent where it is all",
+        ),
     ),
     "calign": (
         *_CALIGN_KEY,

@@ -109,8 +109,8 @@ MISTAKES = [
     ),
     ({"states": {"source": "all"}}, "states.source: 'all' is not available; expected 'copy', 'empty' or 'pair'"),
     (
-        {"concepts": {"algorithm": "minibatch"}},
-        "concepts.algorithm: 'minibatch' is not available; expected 'kmeans' or 'spherical'",
+        {"concepts": {"algorithm": "dbscan"}},
+        "concepts.algorithm.0: 'dbscan' is not available; expected 'kmeans', 'spherical', 'minibatch' or 'agglomerative'",
     ),
     ({"words": {"filter": "joint"}}, "words.filter: 'joint' is not available; expected 'language' or 'pairwise'"),
     ({"words": {"min_words": 9, "max_words": 2}}, "words: min_words 9 is above max_words 2"),

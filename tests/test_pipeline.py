@@ -28,6 +28,7 @@ from raypipe.grid import Grid
 from raypipe.progress import Silent
 from raypipe.rundir import RunDir
 from raypipe.science import kmeans
+from raypipe.science.clusterings import minibatch, ward
 from raypipe.stages import concepts
 from raypipe.stages.context import Context, answer_probe
 from raypipe.statefile import read_layer
@@ -193,6 +194,50 @@ def test_clusterings_use_the_gpu_that_the_grid_gives_them(
     assert set(devices) == {"cuda"}
     assert concepts.device(0.0) is None
     assert score_bytes(tmp_path / "run") == score_bytes(reference)
+
+
+def test_several_algorithms_are_an_axis_whose_kmeans_is_the_one_of_before(
+    world: tiny_world.World, tmp_path: Path
+) -> None:
+    fields = world.grid(layers=[3], pairs=["en-de"], models=[world.grid()["models"][0] | {"revisions": "step-10"}])
+    raypipe.run(Grid(**(fields | {"concepts": {"k": 6}})), tmp_path / "run", "inprocess")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/_done/concepts").rglob("*.json")}
+    algorithms = ["kmeans", "spherical", "minibatch", "agglomerative"]
+    grid = Grid(**(fields | {"concepts": {"k": 6, "algorithm": algorithms}}))
+    run = raypipe.run(grid, tmp_path / "run", "inprocess")
+    marks = list((tmp_path / "run/_done/concepts").rglob("*.json"))
+    assert len(marks) == 4 * len(before) == 12
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    _, states = run.states("tiny", "step-10", "de", 3)
+    expected = {
+        "kmeans": raypipe.KMeans(6).fit(states).labels,
+        "minibatch": minibatch([states], 6, n_init=1, max_iter=300, tol=1e-4, seed=0).labels[0],
+        "agglomerative": ward([states], 6, seed=0).labels[0],
+    }
+    for algorithm, labels in expected.items():
+        assert (run.concepts(algorithm=algorithm, scope="de")["concept"].to_numpy() == labels).all()
+    for table in (run.calign(), run.colap()):
+        assert list(dict.fromkeys(table["algorithm"].to_pylist())) == algorithms
+        assert set(table["reason"].to_pylist()) == {""}
+    with pytest.raises(
+        RunError, match=r"scope=de fits 4 clusterings; choose algorithm: agglomerative, kmeans, minibatch"
+    ):
+        run.concepts(scope="de")
+    alone = raypipe.run(
+        Grid(**(fields | {"concepts": {"k": 6, "algorithm": algorithms[::-1]}})), tmp_path / "b", "inprocess"
+    )
+    assert alone.concepts(algorithm="agglomerative", scope="de").equals(
+        run.concepts(algorithm="agglomerative", scope="de")
+    )
+
+
+def test_an_algorithm_beyond_a_workers_memory_fails_with_the_remedy(world: tiny_world.World, tmp_path: Path) -> None:
+    fields = world.grid(layers=[3], pairs=["en-de"], resources={"memory": "100KiB"})
+    grid = Grid(**(fields | {"concepts": {"k": 6, "algorithm": "agglomerative"}}))
+    with pytest.raises(
+        CellsFailed, match=r"agglomerative runs in one worker and takes 0\.0\d+ GiB there; raise resources\.memory, or"
+    ):
+        raypipe.run(grid, tmp_path / "run", "inprocess")
 
 
 def test_a_second_run_does_nothing_and_more_seeds_only_add(

@@ -1,6 +1,6 @@
-"""Stage concepts: K-means of each scope at each layer.
+"""Stage concepts: K-means, or another clustering, of each scope at each layer.
 
-One cell per (model, revision, component, variant, layer, scope, algorithm's k and seed). A scope is one side (a language, or one
+One cell per (model, revision, component, variant, layer, scope, algorithm, k and seed). A scope is one side (a language, or one
 within a pair, `en~en-de`) or a joint set of sides. A cell whose fit takes at most `resources.memory` (`COPIES` of its points) runs
 whole in one worker, cells side by side; a larger one is spread over a group of all workers, which hold its shards as far as their
 memory goes and read the others again at each pass. Results are the same bits either way. A fit that takes long keeps its progress
@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +26,17 @@ from numpy.typing import NDArray
 from raypipe.errors import RaypipeError
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import arrow_schema
-from raypipe.science import kmeans
+from raypipe.science import clusterings, kmeans
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan, Side, joint, scope_name
+from raypipe.stages.plan import Plan, Side, clustering, joint, scope_name
 from raypipe.statefile import read_layer
 
 NAME, VERSION = "concepts", 3
-FIELDS = ("concepts.algorithm", "concepts.n_init", "concepts.max_iter", "concepts.tol", "concepts.scaling")
+FIELDS = ("concepts.n_init", "concepts.max_iter", "concepts.tol", "concepts.scaling")
 COPIES = (
     2.0  # memory of a fit, in copies of its points: themselves, their sketches, and the sample that k-means++ looks at
 )
+EXACT = ("kmeans", "spherical")  # algorithms of our own, which spread beyond one worker
 SAVE_SECONDS = 20.0  # between two savings of a fit's progress
 
 
@@ -61,11 +63,16 @@ def cells(plan: Plan, extracted: dict[tuple[str, ...], Cell]) -> list[Cell]:
         for layer in plan.layers[checkpoint.model, component]:
             for scope in scopes(plan, checkpoint.model, component):
                 inputs = {f"states of {side.name}": extracted[(*state, side.name)].fingerprint for side in scope}
-                for k in settings.k:
-                    for seed in settings.seeds:
-                        key = (*_key(state, plan.variant, layer, scope), ("k", f"{k:04d}"), ("seed", str(seed)))
-                        made.append(Cell(NAME, key, fields, inputs))
+                for algorithm, k, seed in product(settings.algorithm, settings.k, settings.seeds):
+                    key = (*_key(state, plan.variant, layer, scope), *clustering(algorithm, k, seed))
+                    made.append(Cell(NAME, key, fields | _beside(algorithm), inputs))
     return made
+
+
+def _beside(algorithm: str) -> dict[str, str]:
+    """What a clustering depends on besides the fields of all."""
+    by_library = {} if algorithm in EXACT else {"scikit-learn version": version("scikit-learn")}
+    return {"concepts.algorithm": algorithm} | by_library
 
 
 def _key(state: tuple[str, ...], variant: str, layer: int, scope: tuple[Side, ...]) -> tuple[tuple[str, str], ...]:
@@ -88,7 +95,15 @@ def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cel
         if not item["points"]:
             context.fail(cell, "none of its words has a state; the files _lost-* beside the states say why", "")
             continue
-        if memory_needed(item["points"], context.plan.facts[cell["model"]].width) <= context.cluster.resources.memory:
+        needed = memory_needed(item["points"], context.plan.facts[cell["model"]].width, item["algorithm"])
+        if item["algorithm"] not in EXACT and needed > context.cluster.resources.memory:
+            context.fail(
+                cell,
+                f"{item['algorithm']} runs in one worker and takes {needed / 2**30:.2g} GiB there; raise resources.memory, or use "
+                "kmeans",
+                "",
+            )
+        elif needed <= context.cluster.resources.memory:
             items.append(item)
             small.append(cell)
         else:
@@ -102,6 +117,7 @@ def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cel
 def _item(context: Context, cell: Cell, sources: list[Cell]) -> Item:
     shards = [shard for source in sources for shard in context.shards(source)]
     settings = context.plan.grid.concepts
+    algorithm = dict(cell.key).get("algorithm", "kmeans")
     return {
         "run": str(context.run.path),
         "folder": f"concepts/{cell.path}",
@@ -109,8 +125,9 @@ def _item(context: Context, cell: Cell, sources: list[Cell]) -> Item:
         "shards": [name for name, _ in shards],
         "points": sum(n for _, n in shards),
         "fingerprint": cell.fingerprint,
-        "spherical": settings.algorithm == "spherical",
-        "unit": settings.algorithm == "spherical" or settings.scaling == "unit",
+        "algorithm": algorithm,
+        "spherical": algorithm == "spherical",
+        "unit": algorithm == "spherical" or settings.scaling == "unit",
         "k": int(cell["k"]),
         "seed": int(cell["seed"]),
         "n_init": settings.n_init,
@@ -126,15 +143,22 @@ def device(gpus: float) -> str | None:
     return "cuda" if gpus else None
 
 
-def memory_needed(points: int, width: int) -> int:
-    """Bytes that a fit of float32 points takes in one worker."""
-    return int(points * width * 4 * COPIES)
+def memory_needed(points: int, width: int, algorithm: str) -> int:
+    """Bytes that a fit of float32 points takes in one worker; Ward's tree holds the distances of its points twice."""
+    in_tree = min(points, clusterings.WARD_SAMPLE) if algorithm == "agglomerative" else 0
+    return int(points * width * 4 * COPIES) + 8 * in_tree**2
 
 
 def work(item: Item) -> Receipt:
     """Clusters one scope in this worker."""
     started = time.perf_counter()
     shards = [read_shard(item["run"], item["layer"], item["unit"], name) for name in item["shards"]]
+    if item["algorithm"] == "minibatch":
+        named = {name: item[name] for name in ("n_init", "max_iter", "tol", "seed", "threads")}
+        return _write(item, clusterings.minibatch(shards, item["k"], **named), started)
+    if item["algorithm"] == "agglomerative":
+        fit = clusterings.ward(shards, item["k"], seed=item["seed"], threads=item["threads"])
+        return _write(item, fit, started)
     return _write(item, _fit(kmeans.LocalPoints(shards), item), started)
 
 
@@ -193,7 +217,7 @@ def _write(item: Item, fit: kmeans.Fit, started: float) -> Receipt:
     centroids = {
         "concept": pa.array(range(item["k"]), pa.int32()),
         "points": pa.array(np.bincount(labels, minlength=item["k"])),
-        "first_row": pa.array(fit.seeding.rows),
+        "first_row": pa.array(fit.seeding.rows) if fit.seeding.rows is not None else pa.nulls(item["k"], pa.int64()),
         "centroid": pa.FixedSizeListArray.from_arrays(pa.array(fit.centroids.reshape(-1)), width).cast(
             pa.list_(pa.float32())
         ),

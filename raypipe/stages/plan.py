@@ -54,6 +54,18 @@ def scope_name(sides: Iterable[Side]) -> str:
     return "+".join(side.name for side in sides)
 
 
+def clustering(algorithm: str, k: int, seed: int) -> tuple[tuple[str, str], ...]:
+    """The axes of a clustering in its folder's name; K-means, which came first, is not named."""
+    named = () if algorithm == "kmeans" else (("algorithm", algorithm),)
+    return (*named, ("k", f"{k:04d}"), ("seed", str(seed)))
+
+
+def clustering_place(states: str, layer: int, scope: str, algorithm: str, k: int, seed: int) -> str:
+    """The folder of a clustering below the stage's, for the states of the folder `states`."""
+    parts = (("layer", f"{layer:02d}"), ("scope", scope), *clustering(algorithm, k, seed))
+    return "/".join((states, *(f"{axis}={value}" for axis, value in parts)))
+
+
 @dataclass(frozen=True)
 class Plan:
     """A grid with everything that it names found.

@@ -25,7 +25,7 @@ from raypipe.science.colap import Overlap
 from raypipe.science.occurrences import normalise
 from raypipe.science.thresholds import AlignThresholds, OverlapThresholds
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan, joint, scope_name
+from raypipe.stages.plan import Plan, clustering_place, joint, scope_name
 from raypipe.stages.scorerows import align_key, calign_row, colap_row, folded_coverage, nulls, overlap_key, unscored
 
 NAME, VERSION = "scores", 3
@@ -44,7 +44,7 @@ Labels = tuple[list[str], Any, list[str], Any]  # words, concepts, languages, se
 def cells(plan: Plan, clustered: list[Cell], lexicons: list[Cell]) -> list[Cell]:
     """One cell per checkpoint, component and pair; with `colap.scopes: all` one more for the joint scope of all languages."""
     fields = plan.fields(*FIELDS) | {"scores version": VERSION}
-    thresholds = plan.fields("calign", "colap", "concepts.k", "concepts.seeds")
+    thresholds = plan.fields("calign", "colap", "concepts.algorithm", "concepts.k", "concepts.seeds")
     made = []
     for checkpoint, component in plan.cells_of_models():
         state = (
@@ -239,8 +239,9 @@ class _Pair:
 
     def _keys(self) -> Iterator[Row]:
         concepts = self._grid.concepts
-        for layer, k, seed in product(self._item["layers"], concepts.k, concepts.seeds):
-            yield {"layer": layer, "algorithm": concepts.algorithm, "k": k, "seed": seed, "semantics": "default"}
+        axes = (self._item["layers"], concepts.algorithm, concepts.k, concepts.seeds)
+        for layer, algorithm, k, seed in product(*axes):
+            yield {"layer": layer, "algorithm": algorithm, "k": k, "seed": seed, "semantics": "default"}
 
     def _named(self, key: Row, *components: str) -> Row:
         """The columns that name the states and the clustering of a row."""
@@ -248,7 +249,8 @@ class _Pair:
         return key | dict.fromkeys(components, state.pop("component")) | state
 
     def _labels(self, key: Row, scope: str) -> Labels | None:
-        path = f"{self._item['states']}/layer={key['layer']:02d}/scope={scope}/k={key['k']:04d}/seed={key['seed']}"
+        place = (self._item["states"], key["layer"], scope, key["algorithm"], key["k"], key["seed"])
+        path = clustering_place(*place)
         if self._run.mark_at("concepts", path) is None:
             self.missing += 1
             return None

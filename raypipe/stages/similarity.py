@@ -33,7 +33,7 @@ from raypipe.science.probes import false_friend_margin, language_probe, structur
 from raypipe.science.similarity import anc, centred, cka, mexa, retrieval
 from raypipe.stages.annotated import read_marks
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan, joint, scope_name
+from raypipe.stages.plan import Plan, clustering_place, joint, scope_name
 from raypipe.statefile import read_layer
 
 NAME, VERSION = "similarity", 1
@@ -237,8 +237,11 @@ class _Pair:
         return retrieval(*sides, *forms, self._sampling), unpaired
 
     def _of_concepts(self, layer: int, scope: str, k: int) -> Measured:
-        folder = f"{self._item['states']}/layer={layer:02d}/scope={scope}/k={k:04d}"
-        places = {f"{scope} seed {seed}": f"{folder}/seed={seed}" for seed in self._grid.concepts.seeds}
+        settings, states = self._grid.concepts, self._item["states"]
+        places = {
+            f"{scope} seed {seed}": clustering_place(states, layer, scope, settings.algorithm[0], k, seed)
+            for seed in settings.seeds
+        }
         self._marks("concepts", places)
         labels = [self._run.read_table(f"concepts/{place}/labels.parquet", ["concept"]) for place in places.values()]
         first, *others = (table.column(0).to_numpy() for table in labels)
