@@ -304,6 +304,19 @@ def test_pharaoh_variants(file):
     assert (found.links, len(found.bad_lines)) == ([[], []], 1)
 
 
+def test_links_are_read_anew_on_each_walk(file):
+    path = file("\ufeff1-1 0-2 1-1\r\n\n")
+    links = alignments.PharaohLinks(path, *TEXT, 2)
+    assert len(links) == 2
+    assert list(links) == list(links) == alignments.read_pharaoh(path, *TEXT).links == [[(1, 1), (0, 2)], []]
+    assert list(alignments.PharaohLinks(path, *TEXT, 2, inverted=True)) == [[(1, 1), (2, 0)], []]
+    refused(file("0-0\n"), ": 1 lines; expected 2, one per sentence pair", alignments.PharaohLinks, *TEXT, 2)
+    walked = lambda path: list(alignments.PharaohLinks(path, *TEXT, 2))  # noqa: E731
+    refused(file("0-0\n0-0\n"), ":2: source index 0 in an empty sentence", walked)
+    refused(file(b"0-0\n\xff\n"), ":2: byte 0xff at column 1; expected UTF-8", walked)
+    refused(file("\ufeff"), ": 0 lines; expected 2, one per sentence pair", walked)
+
+
 @pytest.mark.parametrize(
     ("line", "message", "options"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from transformers import AutoModel, AutoTokenizer
 import raypipe
 from raypipe import planning
 from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, InputError, RunError
-from raypipe.grid import Grid
+from raypipe.grid import Grid, Words
 from raypipe.gridfile import absolute, load_grid
 from raypipe.pipeline import all_cells
 from raypipe.progress import Silent
 from raypipe.rundir import RunDir
+from raypipe.stages.corpus import Linked, choose_words
 from raypipe.stages.plan import Plan, make_plan
+from raypipe.stages.text import Text
 
 TEXTS = {"en": ["a b", "a c"], "de": ["A B", "A C"]}
 LINKS = {"en-de": ["0-0 0-1", "0-0 1-1"]}
@@ -212,6 +215,23 @@ def test_a_dictionary_is_induced_beside_links(desk: Desk) -> None:
     texts = {"en": ["a b", "c a", "b c"] * 3, "de": ["A B", "C A", "B C"] * 3}
     grid = desk.grid(texts, {"de-en": ["0-0 1-1"] * 9}, lexicon={"induce": "eflomal"})
     assert {row["source"] for row in ran(grid, desk.place / "run").calign().to_pylist()} == {"en", "de"}
+
+
+def test_a_pair_is_walked_and_not_held(tmp_path: Path) -> None:
+    """Four times the lines cost less than a quarter of the text and links that came with them."""
+    peaks, sizes, line = [], [], " ".join(f"w{number}" for number in range(40))
+    aligned = " ".join(f"{number}-{number}" for number in range(40))
+    for lines in (500, 2000):
+        for name, text in (("en", line), ("de", line.swapcase()), ("align", aligned)):
+            (tmp_path / name).write_text(f"{text}\n" * lines)
+        texts = tuple(Text(name, "text", str(tmp_path / name)) for name in ("en", "de"))
+        tracemalloc.start()
+        chosen = choose_words(texts[0], Words(), Linked(texts, str(tmp_path / "align"), inverted=False))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(chosen.places) == 40 * 15
+        sizes.append(lines * (2 * len(line) + len(aligned)))
+    assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 4
 
 
 # --- states.source: pair

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from raypipe.errors import InputError
-from raypipe.interop.lines import BadLine, PathText, natural, numbered_lines, parse_lines, read_bytes, write_lines
+from raypipe.interop.lines import (
+    BadLine,
+    PathText,
+    decoded,
+    natural,
+    numbered_lines,
+    parse_lines,
+    read_bytes,
+    write_lines,
+)
 
 Words = Sequence[Sequence[str]]
 """The words of each sentence."""
@@ -47,17 +56,68 @@ def read_pharaoh(
         InputError: FILE:LINE of a malformed line, or a line count other than the sentence count.
     """
     _check_sizes(path, source, target)
-    lines = sum(1 for _ in numbered_lines(path))
-    if lines != len(source):
-        raise InputError(f"{path}: {lines} lines; expected {len(source)}, one per sentence pair")
+    _check_lines(path, len(source))
     links: Links = [[] for _ in source]
 
     def take(number: int, line: str) -> None:
-        sizes = len(source[number - 1]), len(target[number - 1])
-        found = [_link(text, sizes, int(one_based), possible) for text in re.split("[ \t]+", line) if text]
-        links[number - 1] = list(dict.fromkeys(found))
+        links[number - 1] = _links(line, source[number - 1], target[number - 1], int(one_based), possible)
 
     return Alignment(links, parse_lines(path, take, max_bad_lines))
+
+
+class PharaohLinks:
+    """The links of a Pharaoh alignment, read anew on each walk and not held; see `read_pharaoh`.
+
+    Walking raises InputError at FILE:LINE of a malformed line.
+
+    Args:
+        path: The file.
+        source: Words of the source sentences, to be walked through more than once.
+        target: Words of the target sentences, likewise.
+        sentences: How many there are.
+        inverted: Gives each link as (target token, source token).
+
+    Raises:
+        InputError: A line count other than the sentence count.
+    """
+
+    def __init__(
+        self,
+        path: PathText,
+        source: Iterable[Sequence[str]],
+        target: Iterable[Sequence[str]],
+        sentences: int,
+        *,
+        inverted: bool = False,
+    ):
+        self._path, self._source, self._target, self._inverted = path, source, target, inverted
+        self._sentences = _check_lines(path, sentences)
+
+    def __len__(self) -> int:
+        return self._sentences
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        texts = zip(self._source, self._target, strict=True)
+        for (number, line), (source, target) in zip(numbered_lines(self._path), texts, strict=True):
+            try:
+                links = _links(decoded(line), source, target, 0, False)
+            except BadLine as bad:
+                raise InputError(f"{self._path}:{number}: {bad}") from None
+            yield [(t, s) for s, t in links] if self._inverted else links
+
+
+def _check_lines(path: PathText, sentences: int) -> int:
+    lines = sum(1 for _ in numbered_lines(path))
+    if lines != sentences:
+        raise InputError(f"{path}: {lines} lines; expected {sentences}, one per sentence pair")
+    return lines
+
+
+def _links(
+    line: str, source: Sequence[str], target: Sequence[str], first: int, possible: bool
+) -> list[tuple[int, int]]:
+    found = [_link(text, (len(source), len(target)), first, possible) for text in re.split("[ \t]+", line) if text]
+    return list(dict.fromkeys(found))
 
 
 def _link(text: str, sizes: tuple[int, int], first: int, possible: bool) -> tuple[int, int]:

@@ -27,15 +27,24 @@ def read_bytes(path: PathText) -> bytes:
     try:
         return Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({reason}); expected a file") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: PathText, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"{path}: cannot be read ({reason}); expected a file")
 
 
 def numbered_lines(path: PathText) -> Iterator[tuple[int, bytes]]:
     """Line numbers from 1 and lines, ended at LF only (a CR before it is dropped), never at U+2028 and the like."""
-    data = read_bytes(path)
-    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else [], 1):
-        yield number, line.removesuffix(b"\r")
+    try:
+        with open(path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                if line:  # else a byte order mark alone
+                    yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
 
 
 def parse_lines(path: PathText, parse: Callable[[int, str], None], max_bad_lines: int = 0) -> tuple[str, ...]:
@@ -55,7 +64,7 @@ def parse_lines(path: PathText, parse: Callable[[int, str], None], max_bad_lines
     skipped: list[str] = []
     for number, line in numbered_lines(path):
         try:
-            parse(number, _decoded(line))
+            parse(number, decoded(line))
         except BadLine as bad:
             message = f"{path}:{number}: {bad}"
             if len(skipped) >= max_bad_lines:
@@ -65,7 +74,12 @@ def parse_lines(path: PathText, parse: Callable[[int, str], None], max_bad_lines
     return tuple(skipped)
 
 
-def _decoded(line: bytes) -> str:
+def decoded(line: bytes) -> str:
+    """A line as text.
+
+    Raises:
+        BadLine: It is not UTF-8.
+    """
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:

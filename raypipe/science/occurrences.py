@@ -7,8 +7,8 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,7 @@ MAX_FREQ = 15
 DEL_FREQ = 10_000_000
 MAX_WORDS = 299
 
-Words = Sequence[Sequence[str]]
-"""The words of each sentence."""
+P = TypeVar("P")
 
 
 class Walk(Protocol):
@@ -34,8 +33,16 @@ class Walk(Protocol):
         """Number of sentences."""
 
 
-Links = Sequence[Sequence[tuple[int, int]]]
-"""The word alignment: per sentence pair, (source token, target token) in file order."""
+class LinkWalk(Protocol):
+    """The word alignment, to walk through more than once: per sentence pair, (source token, target token) in file order."""
+
+    def __iter__(self) -> Iterator[Sequence[tuple[int, int]]]:
+        """From the first pair."""
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+
+
 Places = NDArray[np.int32]
 """Occurrences, int32 [n, 2]: sentence and token, 0-based."""
 
@@ -130,29 +137,23 @@ def choose(
     )
     _same_length("kept flags", kept, sentences)
     fold = _fold(normalise)
-    counts: Counter[str] = Counter()
-    for words, keep in zip(sentences, kept, strict=True):
-        if keep:
-            counts.update(map(fold, words))
-    chosen: dict[str, frozenset[int] | None] = {}
-    for word, n in counts.items():
-        selected = selection(word, n)
-        chosen[word] = None if len(selected) == n else frozenset(selected)
-    seen: Counter[str] = Counter()
+
+    def units() -> Iterator[tuple[int, list[tuple[str, int]]]]:
+        for i, (words, keep) in enumerate(zip(sentences, kept, strict=True)):
+            if keep:
+                yield i, [(fold(word), j) for j, word in enumerate(words)]
+
     places = array("i")
-    for i, (words, keep) in enumerate(zip(sentences, kept, strict=True)):
-        for j, word in enumerate(map(fold, words) if keep else ()):
-            positions = chosen[word]
-            if positions is None or seen[word] in positions:
-                places.extend((i, j))
-            seen[word] += 1
-    return np.array(places, np.int32).reshape(-1, 2)
+    for i, tokens in _selected(units, selection):
+        for j in tokens:
+            places.extend((i, j))
+    return _array(places)
 
 
 def choose_pairwise(
-    source: Words,
-    target: Words,
-    links: Links,
+    source: Walk,
+    target: Walk,
+    links: LinkWalk,
     kept: Sequence[bool],
     *,
     min_freq: int = MIN_FREQ,
@@ -168,7 +169,7 @@ def choose_pairwise(
     occurrences. Unaligned words are never points.
 
     Args:
-        source: The words of each source sentence.
+        source: The words of each source sentence; like the others walked through twice and not kept.
         target: The words of each target sentence.
         links: Per sentence pair, (source token, target token) in file order.
         kept: Whether the length filter keeps the sentence on both sides.
@@ -190,20 +191,43 @@ def choose_pairwise(
     for name, values in (("target sentences", target), ("alignment lines", links), ("kept flags", kept)):
         _same_length(name, values, source)
     fold = _fold(normalise)
-    units: dict[str, list[tuple[int, int]]] = {}
-    for i, pairs in enumerate(links):
-        if kept[i]:
-            for order, (s, t) in enumerate(pairs):
+
+    def units() -> Iterator[tuple[int, list[tuple[str, tuple[int, int]]]]]:
+        for i, (of_source, of_target, pairs, keep) in enumerate(zip(source, target, links, kept, strict=True)):
+            if keep:
                 # No word holds a space, so the joined text tells the two sides apart.
-                units.setdefault(f"{fold(source[i][s])} {fold(target[i][t])}", []).append((i, order))
-    chosen = sorted(found[k] for unit, found in units.items() for k in selection(unit, len(found)))
-    sides = ([(i, links[i][order][side]) for i, order in chosen] for side in (0, 1))
-    first, second = (_array(side if official else sorted(set(side))) for side in sides)
-    return first, second
+                yield i, [(f"{fold(of_source[a])} {fold(of_target[b])}", (a, b)) for a, b in pairs]
+
+    sides = array("i"), array("i")
+    for i, pairs in _selected(units, selection):
+        for places, tokens in zip(sides, zip(*pairs, strict=True), strict=False):  # a sentence may have no pair
+            for token in tokens if official else sorted(set(tokens)):
+                places.extend((i, token))
+    return _array(sides[0]), _array(sides[1])
+
+
+def _selected(
+    units: Callable[[], Iterator[tuple[int, list[tuple[str, P]]]]], selection: _Selection
+) -> Iterator[tuple[int, list[P]]]:
+    """Per sentence the places whose units are selected; the units, (text, place), are walked through twice."""
+    counts = Counter(unit for _, of_line in units() for unit, _ in of_line)
+    chosen: dict[str, frozenset[int] | None] = {}
+    for unit, n in counts.items():
+        found = selection(unit, n)
+        chosen[unit] = None if len(found) == n else frozenset(found)
+    seen: Counter[str] = Counter()
+    for i, of_line in units():
+        places = []
+        for unit, place in of_line:
+            positions = chosen[unit]
+            if positions is None or seen[unit] in positions:
+                places.append(place)
+            seen[unit] += 1
+        yield i, places
 
 
 def dictionary_from_links(
-    source: Words, target: Words, links: Links, kept: Sequence[bool]
+    source: Walk, target: Walk, links: LinkWalk, kept: Sequence[bool]
 ) -> dict[str, list[tuple[str, float, int]]]:
     """A dictionary counted from a word alignment over the kept sentences.
 
@@ -217,11 +241,10 @@ def dictionary_from_links(
     for name, values in (("target sentences", target), ("alignment lines", links), ("kept flags", kept)):
         _same_length(name, values, source)
     counts: dict[str, dict[str, int]] = {}
-    for i, pairs in enumerate(links):
-        if kept[i]:
-            for s, t in pairs:
-                found = counts.setdefault(source[i][s], {})
-                found[target[i][t]] = found.get(target[i][t], 0) + 1
+    for of_source, of_target, pairs, keep in zip(source, target, links, kept, strict=True):
+        for s, t in pairs if keep else ():
+            found = counts.setdefault(of_source[s], {})
+            found[of_target[t]] = found.get(of_target[t], 0) + 1
     return {
         word: [(t, n / sum(found.values()), n) for t, n in sorted(found.items(), key=lambda item: -item[1])]
         for word, found in counts.items()
@@ -233,10 +256,10 @@ def _fold(how: str) -> Callable[[str], str]:
     return _FORMS[how]
 
 
-def _same_length(name: str, values: Sequence[object], sentences: Walk) -> None:
+def _same_length(name: str, values: Sized, sentences: Sized) -> None:
     if len(values) != len(sentences):
         raise InputError(f"{len(sentences)} sentences but {len(values)} {name}; expected one per sentence")
 
 
-def _array(places: Iterable[tuple[int, int]]) -> Places:
-    return np.array(list(places), np.int32).reshape(-1, 2)
+def _array(places: array[int]) -> Places:
+    return np.array(places, np.int32).reshape(-1, 2)

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from raypipe.errors import InputError
 from raypipe.grid import Words
-from raypipe.interop.alignments import read_pharaoh
+from raypipe.interop.alignments import PharaohLinks
 from raypipe.rundir import Cell, RunDir, file_digest
 from raypipe.schema import arrow_schema
 from raypipe.science.occurrences import Places, choose, choose_pairwise, length_filter
@@ -154,7 +154,7 @@ def linked_texts(plan: Plan, side: Side) -> Linked | None:
 def choose_words(text: Text, words: Words, linked: Linked | None = None) -> Chosen:
     """Keeps sentences by length and chooses the word occurrences.
 
-    Of one text no more than its types are held; those of a pair are held whole, with their links.
+    No more than the types of a text, or the pairs of types that are linked, are held.
 
     Args:
         text: The text.
@@ -170,14 +170,11 @@ def choose_words(text: Text, words: Words, linked: Linked | None = None) -> Chos
     settings = {name: getattr(words, name) for name in ("min_freq", "max_freq", "del_freq", "select")}
     if linked is None:
         return Chosen(sentences, dropped, choose(sentences, [not reason for reason in dropped], **settings))
-    first, second = (list(Sentences(of_pair)) for of_pair in linked.texts)
-    reasons = zip(length_filter(first, **limits), length_filter(second, **limits), strict=True)
-    if linked.inverted:
-        links = [[(a, b) for b, a in of_line] for of_line in read_pharaoh(linked.file, second, first).links]
-    else:
-        links = read_pharaoh(linked.file, first, second).links
-    places = choose_pairwise(first, second, links, [not any(both) for both in reasons], **settings)
-    return Chosen(sentences, dropped, places[linked.texts.index(text)])
+    first, second = map(Sentences, linked.texts)
+    kept = [not any(both) for both in zip(*(length_filter(side, **limits) for side in (first, second)), strict=True)]
+    written = (second, first) if linked.inverted else (first, second)
+    links = PharaohLinks(linked.file, *written, len(kept), inverted=linked.inverted)
+    return Chosen(sentences, dropped, choose_pairwise(first, second, links, kept, **settings)[linked.texts.index(text)])
 
 
 def _digest(line: str) -> int:

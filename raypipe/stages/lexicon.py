@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from raypipe.errors import InputError
-from raypipe.interop.alignments import read_pharaoh
+from raypipe.interop.alignments import PharaohLinks
 from raypipe.interop.dictionaries import read_dictionary
 from raypipe.rundir import Cell, RunDir, file_digest
 from raypipe.schema import make_table
 from raypipe.science.occurrences import dictionary_from_links, normalise
 from raypipe.stages.context import Context, Item, Receipt
+from raypipe.stages.corpus import ROW_GROUP
 from raypipe.stages.plan import Plan
 
 NAME, VERSION = "lexicon", 1
@@ -128,20 +130,47 @@ def _induced(run: RunDir, item: Item) -> tuple[Ranked, Receipt]:
         raise InputError(
             "lexicon.induce: eflomal is not installed; `pip install raypipe[align]` (needs a C compiler)"
         ) from None
-    tables = [run.read_table(place, ["words", "dropped"]).to_pylist() for place in item["texts"]]
-    pairs = [(a["words"], b["words"]) for a, b in zip(*tables, strict=True) if not a["dropped"] and not b["dropped"]]
-    if not pairs:
+    source, target = (_Kept(run, item["texts"], side, item["normalise"]) for side in (0, 1))
+    if not (sentences := len(source)):
         raise InputError(f"lexicon.induce: no sentence is kept in both {item['source']} and {item['target']}")
-    sides = [
-        [[normalise(word, item["normalise"]) for word in words] for words in side] for side in zip(*pairs, strict=True)
-    ]
     with TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("forward", "reverse")]
-        lines = [[" ".join(words) + "\n" for words in side] for side in sides]
+        lines = ((" ".join(words) + "\n" for words in side) for side in (source, target))
         eflomal.Aligner(model=3).align(*lines, links_filename_fwd=str(files[0]), links_filename_rev=str(files[1]))
-        forward, reverse = (read_pharaoh(file, sides[0], sides[1]).links for file in files)
-    links = [sorted(set(a) & set(b)) for a, b in zip(forward, reverse, strict=True)]
-    return dictionary_from_links(sides[0], sides[1], links, [True] * len(links)), {
-        "dropped_multiword": 0,
-        "dropped_duplicates": 0,
-    }
+        links = _Common(*(PharaohLinks(file, source, target, sentences) for file in files))
+        return dictionary_from_links(source, target, links, [True] * sentences), {
+            "dropped_multiword": 0,
+            "dropped_duplicates": 0,
+        }
+
+
+class _Kept:
+    """The words of one side's sentences that both texts keep, in the form that types are compared in; read anew on each walk."""
+
+    def __init__(self, run: RunDir, places: Sequence[str], side: int, how: str) -> None:
+        self._run, self._places, self._side, self._how = run, places, side, how
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for first in count(0, ROW_GROUP):
+            rows = [self._run.read_rows(p, first, first + ROW_GROUP, ["words", "dropped"]) for p in self._places]
+            for pair in zip(*(table.to_pylist() for table in rows), strict=True):
+                if not any(row["dropped"] for row in pair):
+                    yield [normalise(word, self._how) for word in pair[self._side]["words"]]
+            if not rows[0].num_rows:
+                return
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class _Common:
+    """The links that two alignments have in common, ascending."""
+
+    def __init__(self, *alignments: PharaohLinks) -> None:
+        self._alignments = alignments
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return (sorted(set(a) & set(b)) for a, b in zip(*self._alignments, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._alignments[0])

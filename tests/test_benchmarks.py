@@ -1,0 +1,69 @@
+"""What the benchmark of extraction compares: the reference procedure gives our values, and the stage runs as it is timed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+
+from raypipe.cluster.inprocess import InProcess
+from raypipe.cluster.protocol import Resources
+from raypipe.models.states import word_states
+
+LINES = [tiny_models.TEXTS[index] for index in (0, 1, 6, 7)]
+
+
+@pytest.fixture(scope="module")
+def extraction() -> Any:
+    """The benchmark as a module."""
+    path = Path(__file__).parents[1] / "benchmarks" / "extraction.py"
+    spec = importlib.util.spec_from_file_location("extraction", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["extraction"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("kind", "special"), [("bert", {"cls_token": "[CLS]", "sep_token": "[SEP]"}), ("gpt2", {})])
+def test_the_reference_procedure_gives_our_values(
+    extraction: Any, tmp_path: Path, kind: str, special: dict[str, str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    path = tiny_models.save_model(tmp_path / kind, kind, head=kind == "bert")
+    tokenizer = AutoTokenizer.from_pretrained(path, **special)
+    extraction.reference(extraction.with_head(path), tokenizer, LINES, tmp_path / "out.json")
+    rows = [json.loads(line) for line in (tmp_path / "out.json").read_text().splitlines()]
+    words, states = word_states(str(path), [line.split() for line in LINES], range(5))
+    features = [feature for row in rows for feature in row["features"]]
+    assert [row["linex_index"] for row in rows] == [0, 1, 2, 3]
+    assert [feature["token"] for feature in features] == words.column("word").to_pylist()
+    for layer in range(5):
+        found = np.array([feature["layers"][layer]["values"] for feature in features])
+        assert [feature["layers"][layer]["index"] for feature in features] == [layer] * len(features)
+        assert (np.abs(found - states[layer]) <= 1e-4 * np.maximum(1, np.abs(states[layer]))).all()
+
+
+def test_the_stage_is_timed_from_when_its_models_are_loaded(extraction: Any, tmp_path: Path) -> None:
+    path = tiny_models.save_model(tmp_path / "bert", "bert")
+    with InProcess(Resources(1, 0, 1, 0)) as cluster:
+        seconds = extraction.stage(tmp_path, path, LINES, "float32", cluster, 1)
+    assert seconds.wall > 0
+    assert seconds.processor > 0
+
+
+def test_what_is_measured_of_memory(extraction: Any) -> None:
+    with extraction.sampled() as found:
+        held = np.ones(2**24)
+        while not found or found[-1] < held.nbytes:
+            os.sched_yield()
+    assert max(found) >= held.nbytes
