@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 
 GridFile = Annotated[Path | None, typer.Argument(metavar="[GRID]", help="Grid file (YAML); flags override it.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or the URI of one in an object store.")]
 FLAGS: dict[str, Any] = {
     "model": Annotated[
         list[str] | None,
@@ -164,7 +164,7 @@ def _console(stderr: bool = False) -> Any:
 
 @app.command()
 def demo(
-    run: Annotated[Path, typer.Option("--run", help="Run directory.")] = Path("runs/demo"),
+    run: Annotated[str, typer.Option("--run", help="Run directory.")] = "runs/demo",
     address: Annotated[str, typer.Option(help="auto, local, inprocess or HOST:PORT.")] = "local",
 ) -> None:
     """Runs the main job on the embedded toy world (trained once, then cached).
@@ -223,7 +223,10 @@ def plan(spec: Any, as_json: Json = False) -> None:
 @grid_flags
 def run(
     spec: Any,
-    run: Annotated[Path | None, typer.Option("--run", help="Run directory; runs/NAME by default.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="Run directory, or a URI such as s3://BUCKET/PREFIX; runs/NAME by default."),
+    ] = None,
     address: Annotated[str, typer.Option(help="auto, local, inprocess or HOST:PORT.")] = "auto",
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
     rerun: Annotated[
@@ -237,14 +240,14 @@ def run(
     _run(spec, run, address, only, rerun)
 
 
-def _run(spec: Any, run_dir: Path | None, address: str, only: str | None, rerun: str | None) -> None:
+def _run(spec: Any, run_dir: str | None, address: str, only: str | None, rerun: str | None) -> None:
     from raypipe import pipeline
     from raypipe.errors import CellsFailed
     from raypipe.progress import watcher
     from raypipe.results import open_run
     from raypipe.show import summary
 
-    place = run_dir or Path("runs") / spec.name
+    place = run_dir or f"runs/{spec.name}"
     watching = watcher(_console(stderr=True))
     failed: CellsFailed | None = None
     try:
@@ -285,7 +288,7 @@ def status(run: RunPath, as_json: Json = False) -> None:
     console.print(rows_table(rows, ["stage", "planned", "done", "partial", "failed"], f"{found['name']} in {run}"))
     for failure in found["failures"]:
         console.print(
-            f"failed: {failure['cell']}: {failure['message']} (trace: {run / failure['file']})",
+            f"failed: {failure['cell']}: {failure['message']} (trace: {run.rstrip('/')}/{failure['file']})",
             markup=False,
             soft_wrap=True,
         )

@@ -12,6 +12,7 @@ import yaml
 
 from raypipe.errors import GridError, InputError
 from raypipe.grid import Grid
+from raypipe.storage import Place, place
 
 FILES = (
     *(("corpus", name) for name in ("path", "labels", "upos")),
@@ -20,7 +21,7 @@ FILES = (
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative paths
 
 
-def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()) -> Grid:
+def load_grid(path: str | Place | None, overrides: Sequence[tuple[str, Any]] = ()) -> Grid:
     """Reads a grid from a YAML file (or from nothing), with fields set on top.
 
     Args:
@@ -34,8 +35,9 @@ def load_grid(path: str | Path | None, overrides: Sequence[tuple[str, Any]] = ()
     """
     data: dict[str, Any] = {}
     if path is not None:
-        data = _read_yaml(Path(path))
-        _absolute_paths(data, Path(path).resolve().parent)
+        file = place(path)
+        data = _read_yaml(file)
+        _absolute_paths(data, file.resolve().parent if isinstance(file, Path) else Path.cwd())
     for field, value in overrides:
         if field == "models":
             data["models"] = _models(data.get("models"), value)
@@ -79,7 +81,7 @@ def _free_name(text: str, taken: set[str]) -> str:
     return next(option for option in tries if option not in taken)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Place) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -87,7 +89,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
@@ -128,19 +130,19 @@ def _if_there(path: str, base: Path) -> str:
 
 def _set(data: dict[str, Any], field: str, value: Any) -> None:
     """Sets a dotted field; a number steps into a list."""
-    place: Any = data
+    spot: Any = data
     *parents, last = field.split(".")
     for part in parents:
-        place = place[_index(part, place, field)] if isinstance(place, list) else place.setdefault(part, {})
-        if not isinstance(place, dict | list):
+        spot = spot[_index(part, spot, field)] if isinstance(spot, list) else spot.setdefault(part, {})
+        if not isinstance(spot, dict | list):
             raise GridError(f"{field}: {part} is a plain value and has no fields")
-    if isinstance(place, list):
-        place[_index(last, place, field)] = value
+    if isinstance(spot, list):
+        spot[_index(last, spot, field)] = value
     else:
-        place[last] = value
+        spot[last] = value
 
 
-def _index(part: str, place: list[Any], field: str) -> int:
-    if not part.isdecimal() or int(part) >= len(place):
-        raise GridError(f"{field}: {part} is not a position in a list of {len(place)}")
+def _index(part: str, spot: list[Any], field: str) -> int:
+    if not part.isdecimal() or int(part) >= len(spot):
+        raise GridError(f"{field}: {part} is not a position in a list of {len(spot)}")
     return int(part)

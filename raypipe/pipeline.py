@@ -28,6 +28,7 @@ from raypipe.rundir import Cell, RunDir
 from raypipe.stages import concepts, corpus, extract, lexicon, report, scores, similarity
 from raypipe.stages.context import Context
 from raypipe.stages.plan import Plan, make_plan
+from raypipe.storage import Place, place
 
 Cells = dict[str, list[Cell]]
 
@@ -138,7 +139,7 @@ def all_cells(plan: Plan) -> Cells:
 
 def run(
     grid: Grid,
-    run_dir: str | Path | None = None,
+    run_dir: str | Place | None = None,
     address: str = "auto",
     *,
     only: str | None = None,
@@ -149,7 +150,7 @@ def run(
 
     Args:
         grid: The grid.
-        run_dir: Its run directory; `runs/NAME` by default.
+        run_dir: Its run directory or the URI of a prefix in an object store; `runs/NAME` by default.
         address: `auto` (RAY_ADDRESS if set, else local), `local` (a Ray of its own), `inprocess` (no Ray) or HOST:PORT.
         only: Run this stage alone; what it reads must be there.
         rerun: Forget this stage and those that build on it first.
@@ -168,9 +169,10 @@ def run(
     plan = make_plan(grid)
     cells = all_cells(plan)
     again = _built_on(rerun) if rerun else ()
-    place = Path(run_dir or Path("runs") / grid.name).absolute()  # workers have working directories of their own
-    _check_inputs(RunDir(place), only, cells, again)
-    context = Context(RunDir.create(place, grid.name), plan, _Unused(), watcher)
+    where = place(run_dir or Path("runs") / grid.name)
+    where = where.absolute() if isinstance(where, Path) else where  # workers have working directories of their own
+    _check_inputs(RunDir(where), only, cells, again)
+    context = Context(RunDir.create(where, grid.name), plan, _Unused(), watcher)
     with context.run.only_writer():
         _work(context, cells, only, again, address)
         if only in (None, *SCORED, "report"):
@@ -263,7 +265,7 @@ def _report(context: Context, cells: Cells, started: float) -> None:
     beside = similarity.flatten(context.run, finished["similarity"])
     if not finished["scores"]:
         context.run.remove(
-            *(place for place in OUTPUTS if place != similarity.FLAT)
+            *(name for name in OUTPUTS if name != similarity.FLAT)
         )  # they would be those of other settings
         return
     tables: dict[str, pa.Table] = scores.flatten(context.run, finished["scores"]) | beside

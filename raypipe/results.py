@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,6 +16,7 @@ from raypipe.gridfile import load_grid
 from raypipe.rundir import RunDir
 from raypipe.schema import arrow_schema
 from raypipe.statefile import read_layer
+from raypipe.storage import Place, below
 
 KINDS = {
     "words": ("extract", "points"),
@@ -35,7 +35,7 @@ class Run:
         RunError: It is no run directory.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Place) -> None:
         self._dir = RunDir.open(path)
         self.path = self._dir.path
 
@@ -48,7 +48,7 @@ class Run:
         return load_grid(self.path / "grid.yaml")
 
     @property
-    def report(self) -> Path:
+    def report(self) -> Place:
         """The HTML report."""
         return self.path / "report" / "index.html"
 
@@ -143,8 +143,7 @@ class Run:
         """The hive path of the one finished cell of a stage that fits the axes."""
         unnamed = {"algorithm": "kmeans"} if stage == "concepts" else {}
         units = "clusterings" if stage == "concepts" else "extractions"
-        marks = self.path / "_done" / stage
-        cells = [str(file.relative_to(marks)).removesuffix(".json") for file in sorted(marks.rglob("*.json"))]
+        cells = [name.removesuffix(".json") for name in below(self.path / "_done" / stage, "*.json")]
         keys = {
             cell: unnamed | {a: unquote(v) for a, _, v in (part.partition("=") for part in cell.split("/"))}
             for cell in cells
@@ -171,7 +170,7 @@ def _plain(value: Any) -> str:
     return str(int(text)) if text.isdecimal() else text
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Place) -> Run:
     """Opens a run directory for reading.
 
     Raises:

@@ -1,20 +1,16 @@
-"""The run directory: paths, atomic writes, done marks, status.
+"""The run directory: atomic writes, done marks, status.
 
-A file appears under its name only when it is whole (temporary name beside it, then rename); a cell's mark is written after its files.
+A file appears under its name only when it is whole (`raypipe.storage` says how); a cell's mark is written after its files.
 A shard without a mark does not exist. A mark carries the cell's fingerprint: stage, version, declared fields and inputs.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import secrets
-import shutil
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypipe import storage
 from raypipe.errors import FingerprintMismatch, RunError
+from raypipe.lease import LEASE, LOCK, Lease
+from raypipe.storage import Place, below, opened, published
 
-_MARKS, _FAILURES, _LOCK = "_done", "_failed", ".lock"
+_MARKS, _FAILURES = "_done", "_failed"
 
 
 def digest(value: Any) -> str:
@@ -95,17 +94,23 @@ class Mark:
 
 
 class RunDir:
-    """One grid's artefacts in a folder.
+    """One grid's artefacts in a folder or under a prefix of an object store.
 
     Args:
-        path: The folder; `create` makes it, `open` expects it.
+        path: The folder or the URI; `create` makes it, `open` expects it.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Place) -> None:
+        self.path = storage.place(path)
+        self._lease: Lease | None = None
+
+    @property
+    def address(self) -> str:
+        """The text that opens the same run on another node."""
+        return storage.address(self.path)
 
     @classmethod
-    def create(cls, path: str | Path, grid_name: str) -> RunDir:
+    def create(cls, path: str | Place, grid_name: str) -> RunDir:
         """Opens or makes a run directory for writing.
 
         Raises:
@@ -113,48 +118,37 @@ class RunDir:
         """
         run = cls(path)
         with _writing(run.path):
-            run.path.mkdir(parents=True, exist_ok=True)
-        if (run.path / "run.json").exists():
+            if isinstance(run.path, Path):
+                run.path.mkdir(parents=True, exist_ok=True)
+            described = (run.path / "run.json").exists()
+            foreign = any(name not in (LEASE, LOCK) and not name.endswith(".tmp") for name in below(run.path, "*"))
+        if described:
             held = run.read_json("run.json").get("name")
             if held != grid_name:
                 raise RunError(
                     f"{run.path}: holds the grid '{held}', not '{grid_name}'; choose another --run or rename the grid"
                 )
-        elif any(entry.name != _LOCK and not entry.match(".*.tmp") for entry in run.path.iterdir()):
+        elif foreign:
             raise RunError(f"{run.path}: is not empty and not a run directory; choose another --run")
         return run
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
-        """Keeps every other driver out while the block runs; the lock ends with the process that holds it, however it ends.
+        """Keeps every other driver out while the block runs; see `raypipe.lease`.
 
         Raises:
             RunError: Another driver writes here, or nothing can be written.
         """
-        with _writing(self.path):
-            file = (self.path / _LOCK).open("a+")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read() or "another process"
-                raise RunError(
-                    f"{self.path}: {holder} is writing there; wait until it ends, or choose another --run"
-                ) from None
+        with ExitStack() as held:
             with _writing(self.path):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
-                for leftover in self.path.rglob(".*.tmp"):  # a killed writer's
-                    leftover.unlink(missing_ok=True)
-            try:
-                yield
-            finally:
-                file.truncate(0)
+                self._lease = held.enter_context(Lease(self.path))
+                held.callback(setattr, self, "_lease", None)
+                for leftover in below(self.path, ".*.tmp"):  # a killed writer's
+                    (self.path / leftover).unlink(missing_ok=True)
+            yield
 
     @classmethod
-    def open(cls, path: str | Path) -> RunDir:
+    def open(cls, path: str | Place) -> RunDir:
         """Opens an existing run directory.
 
         Raises:
@@ -170,10 +164,15 @@ class RunDir:
 
     def write_bytes(self, name: str, data: bytes) -> dict[str, Any]:
         """Writes a file atomically and returns its entry for a mark: {"bytes", "sha256"}."""
-        target = self.path / name
-        with _writing(target), _renamed(target) as temporary:
+        target = self._target(name)
+        with _writing(target), published(target) as temporary:
             temporary.write_bytes(data)
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+    def _target(self, name: str) -> Place:
+        if self._lease is not None:
+            self._lease.check()
+        return self.path / name
 
     def write_json(self, name: str, value: Any) -> dict[str, Any]:
         """Writes a JSON file atomically, keys sorted."""
@@ -186,7 +185,15 @@ class RunDir:
             RunError: The file is missing or damaged.
         """
         try:
+            return self._json(name)
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path / name}: missing or damaged ({error}); delete it and run again") from None
+
+    def _json(self, name: str) -> Any:
+        try:
             return json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            raise
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path / name}: missing or damaged ({error}); delete it and run again") from None
 
@@ -199,9 +206,9 @@ class RunDir:
 
         The same parts give the same bytes; one part at a time is held.
         """
-        target = self.path / name
+        target = self._target(name)
         binary = any(pa.types.is_fixed_size_binary(field.type) for field in schema)
-        with _writing(target), _renamed(target) as temporary:
+        with _writing(target), published(target) as temporary:
             with pq.ParquetWriter(
                 temporary, schema, compression="none" if binary else "zstd", use_dictionary=not binary
             ) as writer:
@@ -224,7 +231,7 @@ class RunDir:
             RunError: The file is missing or damaged.
         """
         try:
-            file = pq.ParquetFile(self.path / name)
+            file = pq.ParquetFile(opened(self.path / name))
             ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
             last = int(ends[-1]) if len(ends) else 0
             stop = last if stop is None else stop
@@ -243,11 +250,11 @@ class RunDir:
         self, cell: Cell, files: Mapping[str, Mapping[str, Any]], seconds: float, receipt: Mapping[str, Any]
     ) -> None:
         """Writes the cell's mark, the last write of a cell, when files of an earlier result are gone."""
-        for folder in {(self.path / name).parent for name in files}:
+        own = cell.path.rpartition("/")[2]
+        for folder in {name.rpartition("/")[0] for name in files}:
             # Only a folder of the cell's own, where what is not in the mark was left by an earlier result.
-            for file in folder.iterdir() if folder.name == cell.path.rpartition("/")[2] else ():
-                if file.is_file() and str(file.relative_to(self.path)) not in files:
-                    file.unlink()
+            held = below(self.path / folder, "*", recursive=False) if folder.rpartition("/")[2] == own else ()
+            self.remove(*(name for file in held if (name := f"{folder}/{file}") not in files))
         mark = Mark(cell.fingerprint, cell.fields, cell.inputs, cell.axes, files, round(seconds, 3), receipt)
         self.write_json(f"{_MARKS}/{cell.stage}/{cell.path}.json", mark.__dict__ | {"files": dict(files)})
         (self.path / _FAILURES / cell.stage / f"{cell.path}.json").unlink(missing_ok=True)
@@ -264,8 +271,10 @@ class RunDir:
 
     def mark_at(self, stage: str, path: str) -> Mark | None:
         """The mark of a stage's cell by its path; None when there is none."""
-        name = f"{_MARKS}/{stage}/{path}.json"
-        return Mark(**self.read_json(name)) if (self.path / name).is_file() else None
+        try:
+            return Mark(**self._json(f"{_MARKS}/{stage}/{path}.json"))
+        except FileNotFoundError:
+            return None
 
     def is_done(self, cell: Cell) -> bool:
         """Whether the cell's result is there and serves.
@@ -282,11 +291,7 @@ class RunDir:
             held = list(mark.axes.get(axis, ()))
             if (not set(wanted) <= set(held)) if cell.grows else (list(wanted) != held):
                 return False
-        return all(self._is_whole(name, entry["bytes"]) for name, entry in mark.files.items())
-
-    def _is_whole(self, name: str, size: int) -> bool:
-        target = self.path / name
-        return target.is_file() and target.stat().st_size == size
+        return all(storage.size(self.path / name) == entry["bytes"] for name, entry in mark.files.items())
 
     def _mismatch(self, cell: Cell, mark: Mark) -> str:
         for name in sorted({*cell.fields, *mark.fields}):
@@ -301,7 +306,7 @@ class RunDir:
     def forget(self, stage: str) -> None:
         """Drops the marks and failures of a stage: its cells are computed again."""
         for folder in (_MARKS, _FAILURES):
-            shutil.rmtree(self.path / folder / stage, ignore_errors=True)
+            storage.remove_folder(self.path / folder / stage)
 
     def remove(self, *names: str) -> None:
         """Removes files of the run that are there."""
@@ -311,24 +316,12 @@ class RunDir:
 
     def failures(self) -> list[dict[str, Any]]:
         """Failed cells: {"cell", "message", "trace", "file"}, by file name."""
-        found = sorted((self.path / _FAILURES).rglob("*.json"))
-        return [self.read_json(str(f.relative_to(self.path))) | {"file": str(f.relative_to(self.path))} for f in found]
+        found = (f"{_FAILURES}/{name}" for name in below(self.path / _FAILURES, "*.json"))
+        return [self.read_json(name) | {"file": name} for name in found]
 
 
 @contextmanager
-def _renamed(target: Path) -> Iterator[Path]:
-    """A temporary name beside the target that takes its name when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
+def _writing(target: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -7,7 +7,6 @@ Legend: n points, d width of a state.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from raypipe.errors import RunError
 from raypipe.schema import arrow_schema
+from raypipe.storage import Place, opened
 
 
 def column(layer: int) -> str:
@@ -39,14 +39,14 @@ def state_table(points: pa.Table, states: Mapping[int, NDArray[np.floating]]) ->
     return table
 
 
-def read_layer(path: str | Path, layer: int) -> NDArray[np.float32]:
+def read_layer(path: Place, layer: int) -> NDArray[np.float32]:
     """The states of one layer of one file, float32 [n, d].
 
     Raises:
         RunError: The file is missing or damaged, or does not hold the layer.
     """
     try:
-        table = pq.ParquetFile(path).read(columns=[column(layer)])
+        table = pq.ParquetFile(opened(path)).read(columns=[column(layer)])
     except (OSError, pa.ArrowInvalid) as error:
         raise RunError(
             f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); use --rerun extract"

@@ -15,7 +15,8 @@ LEVELS = [
     {"stages", "cluster", "results", "progress"},
     {"science", "models", "interop", "toy", "web"},
     {"statefile", "rundir", "gridfile"},
-    {"schema", "grid"},
+    {"schema", "grid", "lease"},
+    {"storage"},
     {"gridcheck", "gridscores", "errors"},
 ]
 LEVEL = {name: depth for depth, names in enumerate(LEVELS) for name in names}

@@ -141,7 +141,7 @@ def test_a_killed_writers_leftover_is_cleaned(tmp_path: Path) -> None:
     run = begun(tmp_path / "r")
     (run.path / ".part.parquet.abc.tmp").write_bytes(b"half")
     with RunDir.create(run.path, "g").only_writer():
-        assert sorted(p.name for p in run.path.iterdir()) == [".lock", "run.json"]
+        assert sorted(p.name for p in run.path.iterdir()) == [".lease", ".lock", "run.json"]
 
 
 def test_a_folder_that_only_a_killed_driver_began_is_taken(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_folder_that_only_a_killed_driver_began_is_taken(tmp_path: Path) -> No
     with RunDir.create(folder, "g").only_writer():
         (folder / ".run.json.abc.tmp").write_bytes(b"half")
     with RunDir.create(folder, "g").only_writer():
-        assert [p.name for p in folder.iterdir()] == [".lock"]
+        assert sorted(p.name for p in folder.iterdir()) == [".lease", ".lock"]
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,7 @@ from raypipe.science import clusterings, kmeans
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side, clustering, joint, scope_name
 from raypipe.statefile import read_layer
+from raypipe.storage import below
 
 NAME, VERSION = "concepts", 3
 FIELDS = ("concepts.n_init", "concepts.max_iter", "concepts.tol", "concepts.scaling")
@@ -119,7 +119,7 @@ def _item(context: Context, cell: Cell, sources: list[Cell]) -> Item:
     settings = context.plan.grid.concepts
     algorithm = dict(cell.key).get("algorithm", "kmeans")
     return {
-        "run": str(context.run.path),
+        "run": context.run.address,
         "folder": f"concepts/{cell.path}",
         "layer": int(cell["layer"]),
         "shards": [name for name, _ in shards],
@@ -179,7 +179,7 @@ def _in_group(context: Context, cell: Cell, item: Item) -> None:
 
 def read_shard(run: str, layer: int, unit: bool, name: str) -> NDArray[np.float32]:
     """The points of one shard at one layer, float32 [n, d], scaled to length 1 if `unit`."""
-    X_nd = read_layer(Path(run) / name, layer)
+    X_nd = read_layer(RunDir(run).path / name, layer)
     return kmeans.unit_rows(X_nd) if unit else X_nd
 
 
@@ -232,7 +232,7 @@ def _write(item: Item, fit: kmeans.Fit, started: float) -> Receipt:
         f"{item['folder']}/{name}.parquet": run.write_table(f"{item['folder']}/{name}.parquet", table)
         for name, table in tables.items()
     }
-    run.remove(*(f"{item['folder']}/{file.name}" for file in (run.path / item["folder"]).glob("_fit-*.npz")))
+    run.remove(*(f"{item['folder']}/{name}" for name in below(run.path / item["folder"], "_fit-*.npz")))
     return {
         "files": files,
         "seconds": time.perf_counter() - started,

@@ -13,6 +13,7 @@ import numpy as np
 from raypipe.errors import RunError
 from raypipe.rundir import Cell, RunDir
 from raypipe.stages.plan import Plan
+from raypipe.storage import below
 
 Item = dict[str, Any]
 Receipt = dict[str, Any]
@@ -76,7 +77,7 @@ class Context:
             RunError: A node does not see the run directory as this one does.
         """
         name, token = f".probe-{secrets.token_hex(8)}.tmp", secrets.token_hex(8)
-        item = {"run": str(self.run.path), "name": name, "token": token}
+        item = {"run": self.run.address, "name": name, "token": token}
         self.run.write_bytes(name, token.encode())
         try:
             for node, answer in self.cluster.on_other_nodes(answer_probe, item):
@@ -88,7 +89,7 @@ class Context:
                         "same storage and name it with --run"
                     )
         finally:
-            self.run.remove(*(file.name for file in self.run.path.glob(f"{name.removesuffix('.tmp')}*")))
+            self.run.remove(*below(self.run.path, f"{name.removesuffix('.tmp')}*", recursive=False))
 
     def left(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells whose result is not there yet."""

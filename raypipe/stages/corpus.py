@@ -64,7 +64,7 @@ def run(context: Context, left: list[Cell]) -> None:
         linked = linked_texts(plan, side)
         items.append(
             {
-                "run": str(context.run.path),
+                "run": context.run.address,
                 "words": plan.grid.words.model_dump(),
                 "text": asdict(plan.texts[side.language]),
                 "linked": linked and linked._asdict() | {"texts": [asdict(text) for text in linked.texts]},

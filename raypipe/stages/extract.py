@@ -242,7 +242,7 @@ def _item(context: Context, group: _Group) -> Item:
     source = _source(plan, side, cell["model"], cell["component"])
     checkpoint = next(c for c in plan.checkpoints if (c.model, c.revision) == (cell["model"], cell["revision"]))
     return {
-        "run": str(context.run.path),
+        "run": context.run.address,
         "checkpoint": checkpoint.__dict__,
         "component": cell["component"],
         "layers": sorted(set().union(*(cell.axes["layers"] for cell in group.cells.values()))),

@@ -68,7 +68,7 @@ def run(context: Context, left: list[Cell]) -> None:
     grid, items = context.plan.grid, list[Item]()
     for cell in left:
         source, target = cell["source"], cell["target"]
-        item: Item = {"run": str(context.run.path), "source": source, "target": target}
+        item: Item = {"run": context.run.address, "source": source, "target": target}
         item |= {"induce": grid.lexicon.induce, "normalise": grid.words.normalise}
         item["texts"] = [
             f"corpus/lang={side.name}/sentences.parquet"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypipe.rundir import Cell, RunDir
+from raypipe.rundir import Cell
 from raypipe.stages.context import Context
 from raypipe.stages.signatures import Finding, signatures
 
@@ -45,5 +45,5 @@ def write(
     page = render(
         tables, context.plan.grid.to_dict(), facts | {"counts": counts, "skipped": skipped, "warnings": findings}
     )
-    RunDir(context.run.path).write_bytes(PLACE, page.encode())
+    context.run.write_bytes(PLACE, page.encode())
     return findings

@@ -27,6 +27,7 @@ from raypipe.science.thresholds import AlignThresholds, OverlapThresholds
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, clustering_place, joint, scope_name
 from raypipe.stages.scorerows import align_key, calign_row, colap_row, folded_coverage, nulls, overlap_key, unscored
+from raypipe.storage import Place
 
 NAME, VERSION = "scores", 3
 FIELDS = (
@@ -104,7 +105,7 @@ def _item(context: Context, cell: Cell) -> Item:
     state = [part for part in cell.path.split("/") if not part.startswith("pair=")]
     sides = plan.sides_of(tuple(group), cell["model"], cell["component"])
     return {
-        "run": str(context.run.path),
+        "run": context.run.address,
         "grid": plan.grid.to_dict(),
         "state": {axis: cell[axis] for axis in ("model", "revision", "component", "variant")},
         "states": "/".join(state),
@@ -294,16 +295,17 @@ class Stored:
     """A flat table of a run, of which only the rows that are asked for are read.
 
     Args:
-        path: The Parquet file.
+        place: The Parquet file.
 
     Attributes:
         schema: The table's Arrow schema.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, place: Place) -> None:
         from pyarrow.dataset import dataset
 
-        self._rows = dataset(path, format="parquet")
+        path, system = (place, None) if isinstance(place, Path) else place.connected()[::-1]
+        self._rows = dataset(path, filesystem=system, format="parquet")
         self.schema: pa.Schema = self._rows.schema
 
     def filter(self, keep: Any) -> pa.Table:

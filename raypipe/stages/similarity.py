@@ -113,7 +113,7 @@ def _item(context: Context, cell: Cell) -> Item:
     plan, pair = context.plan, tuple(cell["pair"].split("+"))
     sides = plan.sides_of(pair, cell["model"], cell["component"])
     return {
-        "run": str(context.run.path),
+        "run": context.run.address,
         "grid": plan.grid.to_dict(),
         "state": {axis: cell[axis] for axis in ("model", "revision", "component", "variant")},
         "states": cell.path.rpartition("/")[0],

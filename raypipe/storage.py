@@ -1,0 +1,217 @@
+"""Where a run lies: a folder, or a prefix of an object store with the part of pathlib's interface that a run needs.
+
+A file appears under its name only when it is whole. In a folder: a temporary name beside it, then a rename. In an object store: the
+whole file is uploaded from a local temporary one, and an object becomes visible when its upload is completed, never before; what an
+interrupted upload leaves is invisible. A file that replaces another replaces it at once in both; several files never do, so that a
+cell's mark is written after its files.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from raypipe.errors import RunError
+
+SCHEMES = ("s3", "gs", "gcs")
+OPTIONS = ("endpoint_override", "region", "scheme")  # of an s3:// URI
+ATTEMPTS, SECONDS = 9, 60.0  # of one request to S3, with waits of 25 ms that double, 6 s in all; and what each may take
+
+
+@lru_cache(8)
+def _connected(uri: str) -> tuple[fs.FileSystem, str]:
+    parts = urlsplit(uri)
+    path = f"{parts.netloc}{parts.path}".rstrip("/")
+    if parts.scheme != "s3":
+        return fs.FileSystem.from_uri(uri)[0], path
+    system = fs.S3FileSystem(
+        retry_strategy=fs.AwsDefaultS3RetryStrategy(
+            max_attempts=ATTEMPTS
+        ),  # the other one has a budget for all requests
+        request_timeout=SECONDS,
+        connect_timeout=SECONDS,
+        allow_delayed_open=True,
+        **dict(parse_qsl(parts.query)),
+    )
+    return system, path
+
+
+@dataclass(frozen=True, order=True)
+class Remote:
+    """A name in an object store, used like a `pathlib.Path`; `str` gives the URI without its options.
+
+    Attributes:
+        uri: Such as `s3://bucket/runs/one` or `s3://bucket/runs/one?region=eu-central-1`.
+        inside: The name below it.
+    """
+
+    uri: str
+    inside: str = ""
+
+    @property
+    def address(self) -> str:
+        """The URI that makes this place again, options included."""
+        base, mark, options = self.uri.partition("?")
+        return f"{base.rstrip('/')}/{self.inside}".rstrip("/") + mark + options
+
+    def __str__(self) -> str:
+        return self.address.partition("?")[0]
+
+    def __truediv__(self, name: str) -> Remote:
+        return Remote(self.uri, f"{self.inside}/{name}".strip("/"))
+
+    @property
+    def name(self) -> str:
+        """The last part of the name."""
+        return PurePosixPath(self.inside).name
+
+    @property
+    def parent(self) -> Remote:
+        """The folder that holds it."""
+        return Remote(self.uri, self.inside.rpartition("/")[0])
+
+    def connected(self) -> tuple[fs.FileSystem, str]:
+        """The store and the name within it."""
+        system, root = _connected(self.uri)
+        return system, f"{root.rstrip('/')}/{self.inside}".rstrip("/")
+
+    def _info(self) -> Any:
+        system, path = self.connected()
+        return system.get_file_info(path)
+
+    def is_file(self) -> bool:
+        """Whether an object of this name is there."""
+        return bool(self._info().type == fs.FileType.File)
+
+    exists = is_file
+
+    def size(self) -> int | None:
+        """Its length in bytes; None where there is no object."""
+        found = self._info().size
+        return None if found is None else int(found)
+
+    def open_file(self) -> Any:
+        """The object, for reading at any place of it."""
+        system, path = self.connected()
+        return system.open_input_file(path)
+
+    def read_bytes(self) -> bytes:
+        """The object's bytes; FileNotFoundError where there is none."""
+        with self.open_file() as file:
+            return bytes(file.read())
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The object's text."""
+        return self.read_bytes().decode(encoding)
+
+    def upload(self, file: Path) -> None:
+        """Puts a local file here, whole."""
+        system, path = self.connected()
+        # One write for the object: a stream that is closed by an error would publish what it had got.
+        with pa.memory_map(str(file)) as held, system.open_output_stream(path, buffer_size=0) as out:
+            out.write(held.read_buffer())
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Removes the object."""
+        system, path = self.connected()
+        try:
+            system.delete_file(path)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+
+Place = Path | Remote
+
+
+def place(where: str | Path | Remote) -> Place:
+    """A folder, or the prefix of an object store that a URI names (`s3://`, `gs://`; `file://` is a folder).
+
+    Raises:
+        RunError: The URI's scheme is unknown, it names no bucket, or it carries a secret.
+    """
+    if not isinstance(where, str) or "://" not in where:
+        return where if isinstance(where, Remote) else Path(where)
+    parts = urlsplit(where)
+    if parts.scheme == "file":
+        return Path(parts.path)
+    shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
+    if parts.scheme not in SCHEMES:
+        raise RunError(f"{shown}: unknown kind of storage; expected a folder, s3://, gs:// or file://")
+    if parts.username or parts.password:
+        raise RunError(f"{shown}: holds credentials; give them by the environment or the machine's role instead")
+    unknown = sorted(set(dict(parse_qsl(parts.query))) - set(OPTIONS)) if parts.scheme == "s3" else []
+    if unknown:
+        raise RunError(f"{shown}: unknown option {unknown[0]}; expected {', '.join(OPTIONS)}")
+    if not parts.netloc:
+        raise RunError(f"{shown}: names no bucket; expected {parts.scheme}://BUCKET/PREFIX")
+    return Remote(where)
+
+
+def address(where: Place) -> str:
+    """The text from which `place` makes the same place on another node."""
+    return where.address if isinstance(where, Remote) else str(where)
+
+
+def size(where: Place) -> int | None:
+    """A file's length in bytes; None where there is none."""
+    if isinstance(where, Remote):
+        return where.size()
+    return where.stat().st_size if where.is_file() else None
+
+
+def opened(where: Place) -> Any:
+    """What `pyarrow.parquet` reads the file from."""
+    return where.open_file() if isinstance(where, Remote) else where
+
+
+def below(where: Place, pattern: str, recursive: bool = True) -> list[str]:
+    """The names, below a place, of the files whose last part fits the pattern, sorted; none where the place is not there."""
+    if isinstance(where, Path):
+        found = where.rglob(pattern) if recursive else where.glob(pattern)
+        return sorted(str(file.relative_to(where)) for file in found if file.is_file())
+    system, path = where.connected()
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
+    infos = system.get_file_info(selector)
+    files = (info for info in infos if info.type == fs.FileType.File and fnmatchcase(info.base_name, pattern))
+    return sorted(str(PurePosixPath(info.path).relative_to(path)) for info in files)
+
+
+def remove_folder(where: Place) -> None:
+    """Removes every file below."""
+    if isinstance(where, Path):
+        shutil.rmtree(where, ignore_errors=True)
+        return
+    for name in below(where, "*"):
+        (where / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def published(target: Place) -> Iterator[Path]:
+    """A local temporary file that stands under the target's name when the block ends well."""
+    if isinstance(target, Remote):
+        with tempfile.TemporaryDirectory(prefix="raypipe-") as folder:
+            temporary = Path(folder) / "file"
+            yield temporary
+            target.upload(temporary)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

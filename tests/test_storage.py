@@ -1,0 +1,261 @@
+"""Runs in an object store, against a real S3 server on loopback: the same tables, whole files, one driver at a time, patience."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_world
+from pyarrow import fs
+
+from raypipe import lease, pipeline, storage
+from raypipe.errors import RunError
+from raypipe.grid import Grid
+from raypipe.lease import LEASE, Lease
+from raypipe.results import open_run
+from raypipe.rundir import RunDir
+from raypipe.storage import Remote, below, place, published
+
+TABLES = ("calign", "colap", "aligned", "overlap")
+
+
+class Server:
+    """An S3 server on loopback that may be told to refuse and to delay requests."""
+
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        self._answer = DomainDispatcherApplication(create_backend_app)
+        self._served = make_server("127.0.0.1", 0, self._app, threaded=True)
+        self._thread = threading.Thread(target=self._served.serve_forever, daemon=True)
+        self._thread.start()
+        self.options = f"scheme=http&endpoint_override=127.0.0.1:{self._served.port}&region=us-east-1"
+        self.trouble()
+
+    def trouble(self, refuse: Callable[[str, str], bool] = lambda *_: False, delay: float = 0.0) -> None:
+        self._refuse, self._delay = refuse, delay
+
+    def _app(self, environ: dict[str, Any], start: Any) -> Any:
+        time.sleep(self._delay)
+        if self._refuse(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+            start("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        return self._answer(environ, start)
+
+    def close(self) -> None:
+        self._served.shutdown()
+        self._thread.join()
+
+
+class Store:
+    """A bucket of its own."""
+
+    def __init__(self, server: Server, bucket: str) -> None:
+        self.trouble = server.trouble
+        self.uri = f"s3://{bucket}/runs/one?{server.options}"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    served = Server()
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def store(server: Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Store]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "secret-of-the-test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    bucket = "b" + re.sub("[^a-z0-9]", "", request.node.name.lower())[:50]
+    options = {name: value for name, _, value in (part.partition("=") for part in server.options.split("&"))}
+    fs.S3FileSystem(allow_bucket_creation=True, **options).create_dir(bucket)
+    yield Store(server, bucket)
+    server.trouble()
+
+
+def tables(where: Any) -> dict[str, bytes]:
+    run = open_run(where)
+    return {name: (run.path / f"scores/{name}.parquet").read_bytes() for name in TABLES}
+
+
+def test_a_run_in_an_object_store_has_the_bytes_of_one_in_a_folder(
+    store: Store, world: tiny_world.World, tmp_path: Path
+) -> None:
+    grid = Grid(**world.grid())
+    pipeline.run(grid, tmp_path / "run", "inprocess")
+    found = pipeline.run(grid, store.uri, "inprocess")
+    assert tables(store.uri) == tables(tmp_path / "run")
+    there = set(below(place(store.uri), "*"))
+    assert {"run.json", "grid.yaml", "report/index.html"} <= there
+    assert there == set(below(tmp_path / "run", "*")) - {".lock"}
+    assert found.grid == open_run(tmp_path / "run").grid
+    assert found.states("tiny", "step-2", "en", 1)[1].shape[1] > 0
+    # Nothing is done twice, and nothing that was written names the credentials.
+    before = {name: (found.path / name).read_bytes() for name in there if name.startswith("_done")}
+    pipeline.run(grid, store.uri, "inprocess")
+    assert before == {name: (found.path / name).read_bytes() for name in before}
+    assert not any(b"secret-of-the-test" in (found.path / name).read_bytes() for name in there)
+
+
+def test_workers_of_a_ray_write_in_the_object_store(store: Store, world: tiny_world.World, tmp_path: Path) -> None:
+    grid = Grid(**world.grid(resources={"workers": 2}))
+    pipeline.run(grid, tmp_path / "run", "inprocess")
+    pipeline.run(grid, store.uri, "local")
+    assert tables(store.uri) == tables(tmp_path / "run")
+
+
+def test_a_store_that_refuses_and_delays_costs_time_and_no_byte(
+    store: Store, world: tiny_world.World, tmp_path: Path
+) -> None:
+    grid = Grid(**world.grid(languages=["en", "de"], layers=[1], concepts={"k": [6]}))
+    pipeline.run(grid, tmp_path / "run", "inprocess")
+    count = iter(range(10**9))
+    store.trouble(refuse=lambda *_: next(count) % 7 == 3, delay=0.005)
+    pipeline.run(grid, store.uri, "inprocess")
+    assert next(count) > 100
+    assert tables(store.uri) == tables(tmp_path / "run")
+
+
+def test_a_store_that_stays_away_ends_the_run_with_a_reason_and_the_next_run_goes_on(
+    store: Store, world: tiny_world.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    grid = Grid(**world.grid(languages=["en", "de"], layers=[1], concepts={"k": [6]}))
+    store.trouble(refuse=lambda method, path: method == "PUT" and "/corpus/" in path)
+    with pytest.raises(Exception, match=r"s3://.*cannot be written"):
+        pipeline.run(grid, store.uri, "inprocess")
+    store.trouble()
+    assert pipeline.run(grid, store.uri, "inprocess").calign().num_rows
+
+
+def _write_in_part(target: Any) -> None:
+    def write() -> None:
+        with published(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise ValueError("half-way")
+
+    with pytest.raises(ValueError, match="half-way"):
+        write()
+
+
+def test_an_object_is_whole_or_not_there(store: Store) -> None:
+    target = place(store.uri) / "folder/file"
+    _write_in_part(target)
+    assert not target.exists()
+    with published(target) as temporary:
+        temporary.write_bytes(b"one")
+    _write_in_part(target)
+    assert target.read_bytes() == b"one"
+    target.unlink()
+    target.unlink(missing_ok=True)
+    assert below(place(store.uri), "*") == []
+
+
+def test_a_place_is_named_without_its_options_and_made_again_from_its_address(store: Store) -> None:
+    remote = place(store.uri)
+    assert isinstance(remote, Remote)
+    assert str(remote / "a" / "b=c").endswith("/runs/one/a/b=c")
+    assert storage.address(place(storage.address(remote / "a")) / "b") == storage.address(remote / "a/b")
+    assert place("file:///there") == Path("/there")
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("ftp://host/run", "ftp://host/run: unknown kind of storage; expected a folder, s3://, gs:// or file://"),
+        ("s3://key:word@bucket/run", "s3://bucket/run: holds credentials; give them by the environment"),
+        (
+            "s3://b/run?secret_key=x",
+            "s3://b/run: unknown option secret_key; expected endpoint_override, region, scheme",
+        ),
+        ("s3:///run", "s3:///run: names no bucket; expected s3://BUCKET/PREFIX"),
+    ],
+)
+def test_a_uri_that_cannot_be_used_is_one_line(uri: str, said: str) -> None:
+    with pytest.raises(RunError, match=re.escape(said)) as error:
+        place(uri)
+    assert "word@" not in str(error.value)
+
+
+def test_a_second_driver_is_refused_while_the_lease_lasts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLED", 0.2)
+    where = place(store.uri)
+    with Lease(where), pytest.raises(RunError, match=r"process \d+ on .* is writing there; wait until it ends"):
+        Lease(where).__enter__()
+    with Lease(where):
+        pass
+    assert below(where, "*") == []
+
+
+def test_of_claims_that_cross_one_holds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLED", 0.5)
+    where, held, refused, together = place(store.uri), list[Lease](), list[RunError](), threading.Barrier(8)
+
+    def claim() -> None:
+        together.wait()
+        try:
+            held.append(Lease(where).__enter__())
+        except RunError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 7)
+    held[0].__exit__()
+
+
+def _content(where: Any, **changed: Any) -> None:
+    found = json.loads((where / LEASE).read_bytes()) | changed
+    with published(where / LEASE) as temporary:
+        temporary.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_a_dead_drivers_lease_is_taken_over(
+    remote: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SETTLED", 0.1)
+    where = place(store.uri) if remote else tmp_path
+    with published(where / LEASE) as temporary:
+        temporary.write_text("{}")
+    _content(where, process=2**22 + 1, machine=lease.socket.gethostname(), until=time.time() + 60, token="t")
+    with Lease(where):  # its process is gone
+        pass
+    with published(where / LEASE) as temporary:
+        temporary.write_text("{}")
+    _content(where, process=1, machine="elsewhere", until=time.time() + 60, token="t")
+    with pytest.raises(RunError, match=r"process 1 on elsewhere is writing there; .* its lease ends in (60|59) s"):
+        Lease(where).__enter__()
+    _content(where, until=time.time() - 1)
+    with Lease(where):  # its time is over
+        pass
+
+
+def test_a_driver_that_lost_its_lease_writes_no_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lease, "SETTLED", 0.1)
+    monkeypatch.setattr(lease, "SECONDS", 0.4)
+    run = RunDir.create(store.uri, "tiny")
+    with run.only_writer():
+        time.sleep(1.0)  # renewed meanwhile
+        run.write_json("a.json", 1)
+        with pytest.raises(RunError, match="the right to write there was lost"):  # noqa: PT012 - a renewal may cross it
+            for _ in range(20):
+                _content(run.path, token="another", until=time.time() + 60)
+                time.sleep(0.15)
+                run.write_json("a.json", 2)
+    assert (run.path / LEASE).exists()  # the other one's
