@@ -318,7 +318,7 @@ def test_a_folder_of_other_files(desk: Desk) -> None:
 
 def test_a_disk_that_fills_up(desk: Desk) -> None:
     """The states (about 220 x 16 floats per language) find no room; the tables of the text do."""
-    unlimited, desk.largest_file = desk.largest_file, 12_000
+    unlimited, desk.largest_file = desk.largest_file, 20_000
     lines = desk.fails(r"^extract .*/part-00000\.parquet: cannot be written \(.*large.*\); free space or choose")
     desk.largest_file = unlimited
     assert not list(desk.run_dir.rglob("part-*"))
@@ -329,7 +329,7 @@ def test_a_disk_that_fills_up(desk: Desk) -> None:
 
 
 def test_a_disk_that_is_full_from_the_start(desk: Desk) -> None:
-    unlimited, desk.largest_file = desk.largest_file, 100
+    unlimited, desk.largest_file = desk.largest_file, 300
     done = desk.run()
     desk.largest_file = unlimited
     assert done.code == 1
