@@ -92,7 +92,8 @@ def _measures(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     if run.grid.similarity.measures:
         tables["similarity"] = run.similarity().to_pandas()
     calign, colap = tables["calign"], tables["colap"]
-    calign["component"] = calign["source_component"]
+    source, target = calign["source_component"], calign["target_component"]
+    calign["component"] = source.where(source == target, source + " → " + target)
     ends = colap["scope"].str.split("+")
     tables["colap"] = colap = colap[ends.str.len() == 2].copy()  # the joint scope of all languages is of no pair
     colap["source"], colap["target"] = ends.str[0], ends.str[1]

@@ -65,6 +65,10 @@ class CalignSettings(Part):
     size_ratio: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(listed)] = Field(
         (0.6,), description="Least smaller/larger type count; 0 = off."
     )
+    placings: Literal["same", "all"] = Field(
+        "same",
+        description="Components whose concepts meet: those of the same one, or also the encoder's with the decoder's.",
+    )
     null_draws: Natural = Field(
         20, description="Draws of each null: shuffled dictionaries, permuted labels, random clusterings; 0 = no null."
     )

@@ -25,7 +25,7 @@ from raypipe.science.colap import Overlap
 from raypipe.science.occurrences import normalise
 from raypipe.science.thresholds import AlignThresholds, OverlapThresholds
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan, clustering_place, joint, scope_name
+from raypipe.stages.plan import Plan, Side, clustering_place, joint, scope_name
 from raypipe.stages.scorerows import align_key, calign_row, colap_row, folded_coverage, nulls, overlap_key, unscored
 from raypipe.storage import Place
 
@@ -35,6 +35,7 @@ FIELDS = (
     "calign.null_draws",
     *(f"colap.{name}" for name in ("null_draws", "resamples", "rule", "balance", "scopes")),
 )
+CROSSED = ("encoder-decoder", "decoder-encoder")  # components of the first and the second language of a pair
 FLAT = ("calign", "aligned", "colap", "overlap")
 GROUP = 1 << 14  # rows of a row group: what is held of a long table at a time
 Row = dict[str, Any]
@@ -43,34 +44,38 @@ Labels = tuple[list[str], Any, list[str], Any]  # words, concepts, languages, se
 
 
 def cells(plan: Plan, clustered: list[Cell], lexicons: list[Cell]) -> list[Cell]:
-    """One cell per checkpoint, component and pair; with `colap.scopes: all` one more for the joint scope of all languages."""
+    """One cell per checkpoint, placing and pair; with `colap.scopes: all` one more for the joint scope of all languages."""
     fields = plan.fields(*FIELDS) | {"scores version": VERSION}
     thresholds = plan.fields("calign", "colap", "concepts.algorithm", "concepts.k", "concepts.seeds")
     made = []
-    for checkpoint, component in plan.cells_of_models():
-        state = (
-            ("model", checkpoint.model),
-            ("revision", checkpoint.revision),
-            ("component", component),
-            ("variant", plan.variant),
-        )
-        own = {c.path: c.fingerprint for c in clustered if c.key[:4] == state}
-        for group in groups(plan.grid):
-            sides = plan.sides_of(group, checkpoint.model, component)
-            scopes = {*(side.name for side in sides), scope_name(joint(sides))}
-            used = sorted(print_ for path, print_ in own.items() if _scope(path) in scopes)
+    crossing = list(product(plan.checkpoints, CROSSED)) if plan.grid.calign.placings == "all" else []
+    for checkpoint, placing in [*plan.cells_of_models(), *crossing]:
+        layers = _layers(plan, checkpoint.model, placing)
+        state = (("model", checkpoint.model), ("revision", checkpoint.revision))
+        key = (*state, ("component", placing), ("variant", plan.variant))
+        own = [c for c in clustered if c.key[:2] == state]
+        for group in groups(plan.grid) if placing not in CROSSED else plan.grid.language_pairs() if layers else ():
+            sides = _sides(plan, group, checkpoint.model, placing)
+            scopes = {(component, side.name) for component, side in sides.values()}
+            scopes |= {(placing, scope_name(joint(side for _, side in sides.values())))}
+            used = sorted(c.fingerprint for c in own if (c["component"], c["scope"]) in scopes)
             used += [c.fingerprint for c in lexicons if {c["source"], c["target"]} <= set(group)]
-            axes = {
-                "inputs": used,
-                "thresholds": [repr(thresholds)],
-                "layers": plan.layers[checkpoint.model, component],
-            }
-            made.append(Cell(NAME, (*state, ("pair", "+".join(group))), fields, {}, axes))
+            axes = {"inputs": used, "thresholds": [repr(thresholds)], "layers": layers}
+            made.append(Cell(NAME, (*key, ("pair", "+".join(group))), fields, {}, axes))
     return made
 
 
-def _scope(path: str) -> str:
-    return next(part.removeprefix("scope=") for part in path.split("/") if part.startswith("scope="))
+def _layers(plan: Plan, model: str, placing: str) -> tuple[int, ...]:
+    """The layers that every component of a placing has."""
+    found = [set(plan.layers.get((model, component), ())) for component in placing.split("-")]
+    return tuple(sorted(set.intersection(*found)))
+
+
+def _sides(plan: Plan, group: tuple[str, ...], model: str, placing: str) -> dict[str, tuple[str, Side]]:
+    """Per language of a pair or joint scope the component that its states come from, and the side."""
+    components = placing.split("-") if placing in CROSSED else [placing] * len(group)
+    placed = zip(group, components, range(len(group)), strict=True)
+    return {language: (part, plan.sides_of(group, model, part)[i]) for language, part, i in placed}
 
 
 def groups(grid: Grid) -> list[tuple[str, ...]]:
@@ -101,20 +106,20 @@ def serves(run: RunDir, cell: Cell) -> bool:
 
 
 def _item(context: Context, cell: Cell) -> Item:
-    plan, group = context.plan, cell["pair"].split("+")
-    state = [part for part in cell.path.split("/") if not part.startswith("pair=")]
-    sides = plan.sides_of(tuple(group), cell["model"], cell["component"])
+    plan, group, placing = context.plan, tuple(cell["pair"].split("+")), cell["component"]
+    sides = _sides(plan, group, cell["model"], placing)
+    states = cell.path.rpartition("/")[0]
     return {
         "run": context.run.address,
         "grid": plan.grid.to_dict(),
-        "state": {axis: cell[axis] for axis in ("model", "revision", "component", "variant")},
-        "states": "/".join(state),
+        "state": {axis: cell[axis] for axis in ("model", "revision", "variant")},
+        "states": {part: states.replace(f"component={placing}", f"component={part}") for part, _ in sides.values()},
         "folder": f"scores/parts/{cell.path}",
         "group": group,
-        "scopes": {side.language: side.name for side in sides},
-        "joint": scope_name(joint(sides)),
+        "scopes": {language: (part, side.name) for language, (part, side) in sides.items()},
+        "joint": None if placing in CROSSED else (placing, scope_name(joint(side for _, side in sides.values()))),
         "lexicons": [d for d in plan.grid.directions() if plan.grid.lexicon.induce or plan.lexicon[d]],
-        "layers": plan.layers[cell["model"], cell["component"]],
+        "layers": _layers(plan, cell["model"], placing),
     }
 
 
@@ -177,7 +182,7 @@ class _Pair:
         pair = self._group if self._group in self._grid.language_pairs() else ()
         self._directions = [pair, pair[::-1]] if pair else []
         languages = tuple(sorted(self._group))
-        self._joint = "+".join(languages) if languages in self._grid.joint_scopes() else ""
+        self._joint = "+".join(languages) if item["joint"] and languages in self._grid.joint_scopes() else ""
         self._lexicons = {d: self._lexicon(*d) if d in item["lexicons"] else None for d in self._directions}
         calign, colap = self._grid.calign, self._grid.colap
         self._align = [
@@ -196,8 +201,8 @@ class _Pair:
         needed = self._group if any(self._lexicons.values()) else ()
         for key in self._keys() if self._directions else ():
             scopes = self._item["scopes"]
-            sides = {language: labels for language in needed if (labels := self._labels(key, scopes[language]))}
-            failed = [scopes[language] for language in sorted(needed) if language not in sides]
+            sides = {language: labels for language in needed if (labels := self._labels(key, *scopes[language]))}
+            failed = [scopes[language][1] for language in sorted(needed) if language not in sides]
             prepared = {
                 (source, target): Cooccurrence(
                     sides[source][:2], sides[target][:2], lexicon.ranked, self._grid.calign.translations
@@ -207,7 +212,8 @@ class _Pair:
             }
             found = {d: [tables.evaluate(t, rows=True) for t in self._align] for d, tables in prepared.items()}
             for source, target in self._directions:
-                named = self._named(key, "source_component", "target_component") | {"source": source, "target": target}
+                named = key | self._item["state"] | {"source": source, "target": target}
+                named |= {"source_component": scopes[source][0], "target_component": scopes[target][0]}
                 scores, lexicon = found.get((source, target)), self._lexicons[source, target]
                 if scores and lexicon:
                     references = nulls(
@@ -222,12 +228,13 @@ class _Pair:
     def colap(self) -> Iterator[tuple[str, Rows]]:
         """Rows of `colap` and `overlap` with the table's name, by layer, k, seed and threshold."""
         for key in self._keys() if self._joint else ():
-            named = self._named(key, "component") | {"scope": self._joint, "languages": len(self._group)}
-            named["balance"] = self._grid.colap.balance
+            component, scope = self._item["joint"]
+            named = key | self._item["state"] | {"component": component, "balance": self._grid.colap.balance}
+            named |= {"scope": self._joint, "languages": len(self._group)}
             rows = [named | overlap_key(t) for t in self._overlap]
-            labels = self._labels(key, self._item["joint"])
+            labels = self._labels(key, component, scope)
             if labels is None:
-                yield "colap", [unscored("colap", row, f"input_failed: {self._item['joint']}") for row in rows]
+                yield "colap", [unscored("colap", row, f"input_failed: {scope}") for row in rows]
                 continue
             colap = self._grid.colap
             overlap = Overlap(*labels[:3], scope=self._group, balance=colap.balance)
@@ -244,14 +251,9 @@ class _Pair:
         for layer, algorithm, k, seed in product(*axes):
             yield {"layer": layer, "algorithm": algorithm, "k": k, "seed": seed, "semantics": "default"}
 
-    def _named(self, key: Row, *components: str) -> Row:
-        """The columns that name the states and the clustering of a row."""
-        state = dict(self._item["state"])
-        return key | dict.fromkeys(components, state.pop("component")) | state
-
-    def _labels(self, key: Row, scope: str) -> Labels | None:
-        place = (self._item["states"], key["layer"], scope, key["algorithm"], key["k"], key["seed"])
-        path = clustering_place(*place)
+    def _labels(self, key: Row, component: str, scope: str) -> Labels | None:
+        states = self._item["states"][component]
+        path = clustering_place(states, key["layer"], scope, key["algorithm"], key["k"], key["seed"])
         if self._run.mark_at("concepts", path) is None:
             self.missing += 1
             return None
