@@ -85,12 +85,12 @@ class Bench:
         item = {
             "run": str(self.run.path),
             "grid": grid.to_dict(),
-            "state": STATE,
-            "states": "/".join(f"{axis}={value}" for axis, value in STATE.items()),
+            "state": {axis: value for axis, value in STATE.items() if axis != "component"},
+            "states": {STATE["component"]: "/".join(f"{axis}={value}" for axis, value in STATE.items())},
             "folder": f"scores/parts/{cell}",
             "group": ["en", "de"],
-            "scopes": {"en": "en", "de": "de"},
-            "joint": "de+en",
+            "scopes": {language: (STATE["component"], language) for language in ("en", "de")},
+            "joint": (STATE["component"], "de+en"),
             "lexicons": list(lexicons),
             "layers": [1, 3],
         }
