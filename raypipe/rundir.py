@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from raypipe import storage
 from raypipe.errors import FingerprintMismatch, RunError
 from raypipe.lease import LEASE, LOCK, Lease
-from raypipe.storage import Place, below, opened, published
+from raypipe.storage import Place, below, parquet, published
 
 _MARKS, _FAILURES = "_done", "_failed"
 
@@ -210,7 +210,11 @@ class RunDir:
         binary = any(pa.types.is_fixed_size_binary(field.type) for field in schema)
         with _writing(target), published(target) as temporary:
             with pq.ParquetWriter(
-                temporary, schema, compression="none" if binary else "zstd", use_dictionary=not binary
+                temporary,
+                schema,
+                compression="none" if binary else "zstd",
+                use_dictionary=not binary,
+                write_page_checksum=True,
             ) as writer:
                 for part in parts:
                     writer.write_table(part, row_group_size=max(1, part.num_rows))
@@ -230,8 +234,7 @@ class RunDir:
         Raises:
             RunError: The file is missing or damaged.
         """
-        try:
-            file = pq.ParquetFile(opened(self.path / name))
+        with parquet(self.path / name) as file:
             ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
             last = int(ends[-1]) if len(ends) else 0
             stop = last if stop is None else stop
@@ -241,10 +244,6 @@ class RunDir:
             before = int(ends[groups[0]]) - file.metadata.row_group(groups[0]).num_rows if groups else 0
             table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
             return table.slice(start - before, stop - start)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise RunError(
-                f"{self.path / name}: missing or damaged ({' '.join(str(error).split())[:120]}); run the grid again"
-            ) from None
 
     def finish(
         self, cell: Cell, files: Mapping[str, Mapping[str, Any]], seconds: float, receipt: Mapping[str, Any]

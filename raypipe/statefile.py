@@ -10,12 +10,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypipe.errors import RunError
 from raypipe.schema import arrow_schema
-from raypipe.storage import Place, opened
+from raypipe.storage import Place, parquet
 
 
 def column(layer: int) -> str:
@@ -45,12 +44,8 @@ def read_layer(path: Place, layer: int) -> NDArray[np.float32]:
     Raises:
         RunError: The file is missing or damaged, or does not hold the layer.
     """
-    try:
-        table = pq.ParquetFile(opened(path)).read(columns=[column(layer)])
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RunError(
-            f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); use --rerun extract"
-        ) from None
+    with parquet(path) as file:
+        table = file.read(columns=[column(layer)])
     if not table.num_columns:
         raise RunError(f"{path}: holds no layer {layer}; add it to the grid's layers and run again")
     meta = table.schema.field(0).metadata

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from raypipe.errors import RunError
@@ -173,9 +174,23 @@ def size(where: Place) -> int | None:
     return where.stat().st_size if where.is_file() else None
 
 
-def opened(where: Place) -> Any:
-    """What `pyarrow.parquet` reads the file from."""
-    return where.open_file() if isinstance(where, Remote) else where
+@contextmanager
+def parquet(where: Place) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a run, for reading inside the block; the checksum of every page read is compared.
+
+    Raises:
+        RunError: It is missing, cannot be reached, or is damaged; a damaged one is removed, so that its cell is computed again.
+    """
+    try:
+        yield pq.ParquetFile(where.open_file() if isinstance(where, Remote) else where, page_checksum_verification=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        said = " ".join(str(error).split())[:120]
+        if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in said):
+            raise RunError(f"{where}: missing or out of reach ({said}); run the grid again") from None
+        where.unlink(missing_ok=True)
+        raise RunError(
+            f"{where}: was damaged ({said}) and is removed; run the grid again, which makes it anew"
+        ) from None
 
 
 def below(where: Place, pattern: str, recursive: bool = True) -> list[str]:

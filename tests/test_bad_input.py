@@ -362,6 +362,19 @@ def test_a_damaged_file_of_the_run(desk: Desk, command: Command) -> None:
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     done = desk.run()  # seen by its size: made again
     assert done.code == 0
+    before = (desk.run_dir / "scores" / "calign.parquet").read_bytes()
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1  # seen by a page's checksum when it is read
+    shard.write_bytes(content)
+    lines = desk.fails(
+        r"^concepts .*/part-00000\.parquet: was damaged \(.*\) and is removed; run the grid again",
+        "--rerun",
+        "concepts",
+    )
+    assert lines
+    assert not shard.exists()
+    assert desk.run().code == 0
+    assert before == (desk.run_dir / "scores" / "calign.parquet").read_bytes()
     shutil.rmtree(desk.run_dir / "scores")
     done = command("show", desk.run_dir, "calign")
     assert done.code == 1

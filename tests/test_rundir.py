@@ -213,8 +213,9 @@ def test_an_unusable_directory_is_one_line(tmp_path: Path) -> None:
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     run = begun(tmp_path / "r")
     (run.path / "t.parquet").write_bytes(b"PAR1 nothing PAR1")
-    with pytest.raises(RunError, match=r"t\.parquet: missing or damaged \(.*\); run the grid again"):
-        run.read_table("t.parquet")
+    for said in (r"was damaged \(.*\) and is removed", r"missing or out of reach \(.*\)"):
+        with pytest.raises(RunError, match=rf"t\.parquet: {said}; run the grid again"):
+            run.read_table("t.parquet")
     (run.path / "run.json").write_text("{")
     with pytest.raises(RunError, match=r"run\.json: missing or damaged"):
         run.read_json("run.json")
@@ -228,3 +229,17 @@ def test_json_is_sorted_and_plain(tmp_path: Path) -> None:
     assert "é" in text
     assert json.loads(text) == {"a": 1, "b": "é"}
     assert os.access(run.path / "a.json", os.R_OK)
+
+
+def test_a_changed_byte_is_found_by_its_checksum_and_the_file_removed(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    table = pa.table({"a": pa.array([bytes([i]) * 64 for i in range(200)], pa.binary(64))})
+    run.write_table("t.parquet", table)
+    whole = (run.path / "t.parquet").read_bytes()
+    at = whole.index(bytes([7]) * 64)
+    (run.path / "t.parquet").write_bytes(whole[:at] + b"\x08" + whole[at + 1 :])
+    with pytest.raises(
+        RunError, match=r"t\.parquet: was damaged \(.*CRC.*\) and is removed; run the grid again, which"
+    ):
+        run.read_table("t.parquet")
+    assert not (run.path / "t.parquet").exists()
