@@ -14,9 +14,9 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-import yaml
 
 from raypipe.cli_correlate import correlate
+from raypipe.cli_exchange import export_run, import_files
 from raypipe.cli_metrics import Json, calign, colap
 from raypipe.errors import GridError, RaypipeError
 
@@ -92,7 +92,7 @@ def grid_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _grid(path: Path | None, flags: dict[str, Any]) -> Any:
-    from raypipe.gridfile import load_grid
+    from raypipe.gridfile import load_grid, plain_value, setting_of
 
     overrides: list[tuple[str, Any]] = []
     if flags["model"]:
@@ -102,17 +102,16 @@ def _grid(path: Path | None, flags: dict[str, Any]) -> Any:
     for flag, field in LISTS.items():
         text = flags[flag]
         if text is not None:
-            overrides.append((field, text if text == "all" else [_value(part.strip()) for part in text.split(",")]))
+            overrides.append(
+                (field, text if text == "all" else [plain_value(part.strip()) for part in text.split(",")])
+            )
     if flags["corpus"] is not None:
         kind = {".tsv": "tsv", ".parquet": "parquet"}.get(Path(flags["corpus"]).suffix, "text")
         overrides += [("corpus.format", kind), ("corpus.path", flags["corpus"])]
     if flags["workers"] is not None:
         overrides.append(("resources.workers", flags["workers"]))
     for setting in flags["set"] or []:
-        field, equals, value = setting.partition("=")
-        if not equals:
-            raise GridError(f"--set {setting}: expected FIELD=VALUE, such as --set words.max_freq=30")
-        overrides.append((field.strip(), _value(value)))
+        overrides.append(setting_of(setting))
     if flags["lexicon"] is not None:
         overrides += [
             ("lexicon", {}),
@@ -122,21 +121,14 @@ def _grid(path: Path | None, flags: dict[str, Any]) -> Any:
     return load_grid(path, overrides)
 
 
-def _value(text: str) -> Any:
-    """A flag's value as YAML reads it; language codes such as `no` stay texts."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return text if isinstance(value, bool) or (value is None and text not in ("null", "~")) else value
-
-
 def _layers(text: str) -> Any:
+    from raypipe.gridfile import plain_value
+
     if text == "all":
         return text
     if text.startswith("every:"):
-        return {"every": _value(text.removeprefix("every:"))}
-    return [_value(part) for part in text.split(",")]
+        return {"every": plain_value(text.removeprefix("every:"))}
+    return [plain_value(part) for part in text.split(",")]
 
 
 def _lexicon_format(path: str) -> str:
@@ -347,6 +339,8 @@ def report(run: RunPath) -> None:
 app.command()(calign)
 app.command()(colap)
 app.command()(correlate)
+app.command("import")(import_files)
+app.command("export")(export_run)
 
 
 def _end(message: str, code: int) -> NoReturn:

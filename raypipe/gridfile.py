@@ -48,6 +48,27 @@ def load_grid(path: str | Place | None, overrides: Sequence[tuple[str, Any]] = (
     return Grid(**data)
 
 
+def plain_value(text: str) -> Any:
+    """A flag's value as YAML reads it; language codes such as `no` stay texts."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return text if isinstance(value, bool) or (value is None and text not in ("null", "~")) else value
+
+
+def setting_of(flag: str) -> tuple[str, Any]:
+    """A flag FIELD=VALUE as (dotted field, value).
+
+    Raises:
+        GridError: It is not of that form.
+    """
+    field, equals, value = flag.partition("=")
+    if not equals:
+        raise GridError(f"--set {flag}: expected FIELD=VALUE, such as --set words.max_freq=30")
+    return field.strip(), plain_value(value)
+
+
 def absolute(grid: Grid) -> Grid:
     """The same grid with its relative paths made absolute, from the current directory."""
     data = grid.to_dict()

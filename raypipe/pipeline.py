@@ -161,7 +161,6 @@ def run(
         RunError: The run directory cannot be used, or another driver writes there.
         RaypipeError: The input, the grid or the cluster is at fault; the message says what to do.
     """
-    started, watcher = time.perf_counter(), watcher or Silent()
     for name in (only, rerun):
         if name is not None and name not in STAGE_NAMES:
             raise RunError(f"stage {name}: unknown; expected one of {', '.join(STAGE_NAMES)}")
@@ -170,9 +169,33 @@ def run(
     cells = all_cells(plan)
     again = _built_on(rerun) if rerun else ()
     where = place(run_dir or Path("runs") / grid.name)
-    where = where.absolute() if isinstance(where, Path) else where  # workers have working directories of their own
     _check_inputs(RunDir(where), only, cells, again)
-    context = Context(RunDir.create(where, grid.name), plan, _Unused(), watcher)
+    return run_cells(open_context(plan, where, watcher), cells, address, only=only, again=again)
+
+
+def open_context(plan: Plan, where: Place, watcher: Silent | None) -> Context:
+    """The run directory of a plan, opened for writing.
+
+    Raises:
+        RunError: It cannot be written, or holds something else.
+    """
+    where = where.absolute() if isinstance(where, Path) else where  # workers have working directories of their own
+    return Context(RunDir.create(where, plan.grid.name), plan, _Unused(), watcher or Silent())
+
+
+def run_cells(
+    context: Context, cells: Cells, address: str, *, only: str | None = None, again: tuple[str, ...] = ()
+) -> Run:
+    """Works off what is left of the cells; see `run`.
+
+    Args:
+        context: The run, its plan and who is told.
+        cells: Those of every stage, in grid order.
+        address: Where to work.
+        only: Run this stage alone.
+        again: Stages to forget first.
+    """
+    started, watcher = time.perf_counter(), context.watcher
     with context.run.only_writer():
         _work(context, cells, only, again, address)
         if only in (None, *SCORED, "report"):
@@ -230,14 +253,14 @@ def _work(context: Context, cells: Cells, only: str | None, again: tuple[str, ..
             f"{missing} cells are not there yet; run again without --only" if missing else "{} cells are there already"
         )
         context.watcher.note(note.format(f"all {sum(map(len, of_stages))}"))
-        _freeze(context.run, grid, cells, again)
+        freeze(context.run, grid, cells, again)
         return
     asked = grid.resources
     with connect(address, Resources(asked.workers, asked.gpus_per_worker, asked.threads, int(asked.memory))) as cluster:
         context.watcher.note(f"working on {cluster.name}")
         context.cluster = cluster
         context.check_storage()
-        _freeze(context.run, grid, cells, again)
+        freeze(context.run, grid, cells, again)
         for measure, needed in grid.lacking().items():
             context.watcher.note(f"similarity: {measure} is dropped: {needed}; its rows say so")
         for direction in lexicon.skipped(context.plan):
@@ -283,7 +306,7 @@ def _report(context: Context, cells: Cells, started: float) -> None:
     context.watcher.note(f"done in {time.perf_counter() - started:.1f} s: {context.run.path / report.PLACE}")
 
 
-def _freeze(folder: RunDir, grid: Grid, cells: Cells, again: tuple[str, ...]) -> None:
+def freeze(folder: RunDir, grid: Grid, cells: Cells, again: tuple[str, ...] = ()) -> None:
     """Writes the grid and what it ran on; the first writing keeps its date. What is to be done again goes, and with it the tables."""
     held = folder.read_json("run.json") if (folder.path / "run.json").exists() else {}
     frozen, written = folder.path / "grid.yaml", grid.to_yaml().encode()

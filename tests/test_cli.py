@@ -26,7 +26,7 @@ from raypipe.schema import TABLES
 from raypipe.show import KEYS, rows_table, sized
 
 Command = Callable[..., Done]
-NAMES = [command.callback.__name__ for command in app.registered_commands if command.callback]
+NAMES = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,20 @@ def printed(done: Done) -> Any:
 
 
 def test_every_command_is_known() -> None:
-    assert NAMES == ["demo", "grid", "plan", "run", "status", "show", "report", "calign", "colap"]
+    assert NAMES == [
+        "demo",
+        "grid",
+        "plan",
+        "run",
+        "status",
+        "show",
+        "report",
+        "calign",
+        "colap",
+        "correlate",
+        "import",
+        "export",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -383,7 +383,7 @@ def test_arrays_round_trip(tmp_path):
     assert [column.tolist() for column in read[1:]] == [[0, 1], [2, 3], [4, 5]]
     path, values = tmp_path / "points.npy", np.array([[0.5, 1.25], [2.0, -3.0]])
     for double, dtype in ((False, np.float32), (True, np.float64)):
-        arrays.write_points(path, values, double=double)
+        arrays.write_points(path, [values[:1], values[1:]], 2, double=double)
         found = arrays.read_points(path, 2)
         assert (found.dtype, found.tolist()) == (dtype, values.tolist())
     message = ": word 'to go' is empty or holds whitespace; expected a single word"

@@ -9,8 +9,9 @@ ROOT = Path(__file__).parents[1] / "raypipe"
 LEVELS = [
     {"cli"},
     {"cli_correlate"},
-    {"cli_metrics"},
-    {"planning", "show", "correlate"},
+    {"cli_metrics", "cli_exchange"},
+    {"importing"},
+    {"planning", "show", "correlate", "exporting", "importing_states"},
     {"pipeline"},
     {"stages", "cluster", "results", "progress"},
     {"science", "models", "interop", "toy", "web"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,8 +71,20 @@ def write_vocab(path: PathText, vocab: Vocab) -> None:
         np.save(file, np.array(keys, dtype=np.str_), allow_pickle=False)
 
 
+def open_points(path: PathText) -> NDArray[Any]:
+    """The vectors of the points, float16, 32 or 64 [n, d], mapped from the file and not looked at yet.
+
+    Raises:
+        InputError: Another shape or type.
+    """
+    points = _load(path)
+    if points.ndim != 2 or points.dtype.kind != "f" or points.dtype.itemsize > 8:
+        raise InputError(f"{path}: {points.ndim} dimensions of {points.dtype}; expected 2 of float16, 32 or 64")
+    return points
+
+
 def read_points(path: PathText, rows: int) -> NDArray[Any]:
-    """Read the vectors of the points, float16, 32 or 64 [rows, d], mapped from the file.
+    """The vectors of the points, float16, 32 or 64 [rows, d], mapped from the file.
 
     Args:
         path: The file.
@@ -81,9 +93,7 @@ def read_points(path: PathText, rows: int) -> NDArray[Any]:
     Raises:
         InputError: Another shape or type, or FILE:row ROW of the first vector that is not finite.
     """
-    points = _load(path)
-    if points.ndim != 2 or points.dtype.kind != "f" or points.dtype.itemsize > 8:
-        raise InputError(f"{path}: {points.ndim} dimensions of {points.dtype}; expected 2 of float16, 32 or 64")
+    points = open_points(path)
     if len(points) != rows:
         raise InputError(f"{path}: {len(points)} rows; expected {rows}, one per key of the vocab")
     for start in range(0, rows, _ROWS_AT_ONCE):
@@ -93,7 +103,19 @@ def read_points(path: PathText, rows: int) -> NDArray[Any]:
     return points
 
 
-def write_points(path: PathText, points: NDArray[Any], *, double: bool = False) -> None:
-    """Write vectors [n, d] as float32, or float64 for the official tools."""
-    with open(path, "wb") as file:
-        np.save(file, np.ascontiguousarray(points, np.float64 if double else np.float32), allow_pickle=False)
+def write_points(path: PathText, parts: Iterable[NDArray[Any]], rows: int, *, double: bool = False) -> None:
+    """Write vectors as float32, or float64 for the official tools, one part at a time.
+
+    Args:
+        path: The file.
+        parts: One or more arrays [n, d], `rows` rows in all.
+        rows: Points of the vocab.
+        double: As float64.
+    """
+    written, points = 0, None
+    for part in parts:
+        if points is None:
+            shape = rows, part.shape[1]
+            points = np.lib.format.open_memmap(path, "w+", np.float64 if double else np.float32, shape)
+        points[written : written + len(part)] = part
+        written += len(part)

@@ -106,6 +106,17 @@ def csv_rows(path: PathText) -> Iterator[tuple[int, list[str]]]:
         raise InputError(f"{path}:{reader.line_num}: {error}; expected comma-separated fields") from None
 
 
+def read_words(path: PathText) -> list[list[str]]:
+    """The words of each line of a text.
+
+    Raises:
+        InputError: The file cannot be read or is not UTF-8.
+    """
+    found: list[list[str]] = []
+    parse_lines(path, lambda _, line: found.append(line.split()))
+    return found
+
+
 def natural(name: str, text: str, most: int = INT32_MAX) -> int:
     """An integer >= 0 written in ASCII digits.
 

@@ -254,7 +254,7 @@ def weight_files(root: Path, label: str) -> list[Path]:
 
 
 def _local(name: str, root: Path, revisions: Sequence[str]) -> list[Checkpoint]:
-    below = sorted((entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()), key=_natural)
+    below = sorted((entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()), key=natural)
     itself = (root / CONFIG).is_file()
     if not below and not itself:
         raise ModelError(f"model '{name}': no {CONFIG} in {root} nor in its sub-directories; expected a saved model")
@@ -309,7 +309,8 @@ def _looks_like_hub_id(path: str) -> bool:
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)) and not Path(path).parent.is_dir()
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
+def natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts `step-2` before `step-10`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 

@@ -183,8 +183,8 @@ def make_plan(grid: Grid) -> Plan:
             layers[model.name, part] = grid.layer_ids(sizes[model.name].layers_of[part], model.name)
         weights |= {(c.model, c.revision): fingerprint(c) for c in of_model}
     texts = _texts(grid)
-    alignments = _alignments(grid)
-    corpus, lexicon = _corpus(grid, texts), _lexicon(grid)
+    alignments = alignment_files(grid)
+    corpus, lexicon = _corpus(grid, texts), lexicon_files(grid)
     beside = find_annotations(grid, texts)
     plan = Plan(grid, tuple(found), sizes, layers, weights, texts, corpus, lexicon, alignments, beside)
     _check_names(plan)
@@ -231,7 +231,12 @@ def _corpus(grid: Grid, texts: dict[str, Text]) -> dict[str, str]:
     return prints
 
 
-def _lexicon(grid: Grid) -> dict[Direction, tuple[Path, bool] | None]:
+def lexicon_files(grid: Grid) -> dict[Direction, tuple[Path, bool] | None]:
+    """Per direction its (file, inverted), or None where neither file is there.
+
+    Raises:
+        InputError: No direction has one.
+    """
     if grid.lexicon.path is None:
         return {}
     pattern = toy.resolve(grid.lexicon.path)
@@ -241,7 +246,12 @@ def _lexicon(grid: Grid) -> dict[Direction, tuple[Path, bool] | None]:
     return found
 
 
-def _alignments(grid: Grid) -> dict[tuple[str, ...], tuple[Path, bool]]:
+def alignment_files(grid: Grid) -> dict[tuple[str, ...], tuple[Path, bool]]:
+    """Per pair its (file, inverted), with `words.filter: pairwise`.
+
+    Raises:
+        InputError: A pair has no file.
+    """
     found: dict[tuple[str, ...], tuple[Path, bool]] = {}
     if grid.words.alignment is None:
         return found

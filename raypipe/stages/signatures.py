@@ -87,7 +87,8 @@ def _state(named: Cell | Mapping[str, Any]) -> str:
 
 def _imbalanced(done: Done) -> list[Case]:
     """Joint scopes in which a language has few points; those of a side are its language's where all pairs have the same."""
-    points = {cell["lang"]: receipt["points"] for cell, receipt in done["corpus"]}
+    points = {cell["scope"]: receipt["points"] for cell, receipt in done["concepts"]}  # an imported run has no corpus
+    points |= {cell["lang"]: receipt["points"] for cell, receipt in done["corpus"]}
     cases: list[Case] = []
     for scope in sorted({cell["scope"] for cell, _ in done["concepts"] if "+" in cell["scope"]}):
         sizes = {side: points.get(side, points.get(language_of(side), 0)) for side in scope.split("+")}

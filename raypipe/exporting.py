@@ -1,0 +1,167 @@
+"""A run's clusterings, states and dictionaries as files of ConceptX and the released code.
+
+OUT/grid.yaml                                                             the grid, each checkpoint by name
+OUT/model=M/revision=R/…/layer=07/scope=de/k=0600/seed=0/clusters.txt     a joint scope has clusters.txt.json beside it
+OUT/model=M/revision=R/…/layer=07/scope=de/{vocab,points}.npy             if asked for
+OUT/lexicon/en-de.txt   OUT/mapping/en-de.json                            dictionaries; links of `words.filter: pairwise`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from raypipe.errors import RunError
+from raypipe.gridfile import load_grid
+from raypipe.interop import alignments, arrays, clusterfiles, dictionaries
+from raypipe.rundir import RunDir
+from raypipe.schema import arrow_schema
+from raypipe.stages.plan import alignment_files, language_of
+from raypipe.statefile import read_layer
+
+LEXICON = "lexicon/{source}-{target}.txt"
+
+
+def export_conceptx(run: Path, out: Path, points: str | None = None) -> dict[str, int]:
+    """Writes every finished clustering and dictionary of a run.
+
+    Args:
+        run: The run directory.
+        out: A folder that is empty or not there yet.
+        points: Also write vocab and points of each scope and layer, as `float32` or `float64` (what the released code reads).
+
+    Returns:
+        How many files of each kind were written.
+
+    Raises:
+        RunError: It is no run, holds no clustering, or the folder is not empty.
+    """
+    folder = RunDir.open(run)
+    if out.exists() and any(out.iterdir()):
+        raise RunError(f"{out}: is not empty; choose another --out")
+    cells = _finished(folder, "concepts")
+    if not cells:
+        raise RunError(f"{run}: holds no clustering yet; finish it with `raypipe run {run / 'grid.yaml'} --run {run}`")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        whole = Path(temporary) / "whole"
+        whole.mkdir()
+        written = _write_all(folder, cells, whole, points)
+        whole.replace(out)
+    return written
+
+
+def _write_all(folder: RunDir, cells: list[str], out: Path, points: str | None) -> dict[str, int]:
+    _write_grid(folder, out)
+    lines = folder.mark_at("corpus", _finished(folder, "corpus")[0]).receipt["lines"]  # type: ignore[union-attr]
+    for cell in cells:
+        _write_clusters(folder, cell, out / cell / "clusters.txt", lines)
+    scopes = sorted({cell.partition("/k=")[0] for cell in cells}) if points else []
+    for scope in scopes:
+        _write_points(folder, scope, out / scope, lines, points == "float64")
+    return {
+        "clusterings": len(cells),
+        "points": len(scopes),
+        "dictionaries": _write_dictionaries(folder, out),
+        "mappings": _write_mappings(folder, out),
+    }
+
+
+def _finished(folder: RunDir, stage: str) -> list[str]:
+    """The paths of a stage's finished cells."""
+    marks = folder.path / "_done" / stage
+    return sorted(str(file.relative_to(marks).with_suffix("")) for file in marks.rglob("*.json"))
+
+
+def axes_of(cell: str) -> dict[str, str]:
+    """The axes of a cell's path, `model=M/revision=R`."""
+    return {axis: unquote(value) for axis, _, value in (part.partition("=") for part in cell.split("/"))}
+
+
+def _write_grid(folder: RunDir, out: Path) -> None:
+    """The frozen grid with the checkpoints that its revisions stand for, in their order."""
+    data = load_grid(folder.path / "grid.yaml").to_dict()
+    planned = [axes_of(cell) for cell in folder.read_json("run.json")["cells"]["concepts"]]
+    for model in data["models"]:
+        found = dict.fromkeys(axes["revision"] for axes in planned if axes["model"] == model["name"])
+        model["revisions"] = list(found)
+    (out / "grid.yaml").write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _write_clusters(folder: RunDir, cell: str, file: Path, lines: int) -> None:
+    labels = folder.read_table(f"concepts/{cell}/labels.parquet")
+    file.parent.mkdir(parents=True)
+    sides = axes_of(cell)["scope"].split("+")
+    if len(sides) == 1:
+        clusterfiles.write_clusters(file, _points(labels, first=0))
+        return
+    parts = {language: labels.filter(pc.equal(labels["language"], language)) for language in map(language_of, sides)}
+    clusterfiles.write_joint(
+        file, {language: _points(part, first=1) for language, part in parts.items()}, dict.fromkeys(parts, lines)
+    )
+
+
+def _points(labels: pa.Table, first: int) -> clusterfiles.ClusterFile:
+    words = labels["word"].to_pylist()
+    numbers = (labels[name].to_numpy() for name in ("sentence", "token", "concept"))
+    return clusterfiles.ClusterFile(words, clusterfiles.occurrence_numbers(words, first), *numbers)
+
+
+def _write_points(folder: RunDir, scope: str, out: Path, lines: int, double: bool) -> None:
+    """Vocab and points of one scope at one layer; of a joint one, sentences are counted on from language to language."""
+    axes = axes_of(scope)
+    state = scope.partition("/layer=")[0]
+    sides = axes["scope"].split("+")
+    tables, shards = list[pa.Table](), list[str]()
+    for i, side in enumerate(sides):
+        mark = folder.mark_at("extract", f"{state}/lang={side}")
+        for name, _ in mark.receipt["shards"] if mark else ():
+            table = folder.read_table(name, arrow_schema("points").names)
+            shifted = pa.array(table["sentence"].to_numpy() + i * lines, pa.int32())
+            tables.append(table.set_column(1, "sentence", shifted))
+            shards.append(name)
+    points = pa.concat_tables(tables)
+    words = points["word"].to_pylist()
+    numbers = clusterfiles.occurrence_numbers(words, int(len(sides) > 1))
+    out.mkdir(parents=True, exist_ok=True)
+    arrays.write_vocab(
+        out / "vocab.npy", arrays.Vocab(words, numbers, points["sentence"].to_numpy(), points["token"].to_numpy())
+    )
+    states = (read_layer(folder.path / name, int(axes["layer"])) for name in shards)
+    arrays.write_points(out / "points.npy", states, len(words), double=double)
+
+
+def _write_dictionaries(folder: RunDir, out: Path) -> int:
+    """Every dictionary as arrow lines, or where one of them has no probabilities all in the style of MUSE."""
+    found: dict[str, dictionaries.Dictionary] = {}
+    for cell in _finished(folder, "lexicon"):
+        entries: dict[str, list[dictionaries.Entry]] = {}
+        table = folder.read_table(f"lexicon/{cell}.parquet", ["source_word", "target_word", "probability", "count"])
+        for source, *entry in zip(*table.to_pydict().values(), strict=True):
+            entries.setdefault(source, []).append(dictionaries.Entry(*entry))
+        whole = {source: tuple(ranked) for source, ranked in entries.items()}
+        found[LEXICON.format(**axes_of(cell))] = dictionaries.Dictionary(whole)
+    plain = any(e.probability is None for words in found.values() for ranked in words.entries.values() for e in ranked)
+    for name, words in found.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        dictionaries.write_dictionary(out / name, words, "muse" if plain else "arrow")
+    return len(found)
+
+
+def _write_mappings(folder: RunDir, out: Path) -> int:
+    """The links of each pair as mapping JSON."""
+    grid = load_grid(folder.path / "grid.yaml")
+    files = alignment_files(grid)
+    for pair, (file, inverted) in files.items():
+        source, target = pair[::-1] if inverted else pair
+        places = [f"corpus/lang={language}~{'-'.join(pair)}/sentences.parquet" for language in (source, target)]
+        texts = [folder.read_table(place)["words"].to_pylist() for place in places]
+        (out / "mapping").mkdir(exist_ok=True)
+        links = alignments.read_pharaoh(file, *texts).links
+        alignments.write_mapping(out / f"mapping/{source}-{target}.json", links, *texts)
+    return len(files)
