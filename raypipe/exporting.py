@@ -8,6 +8,7 @@ OUT/lexicon/en-de.txt   OUT/mapping/en-de.json                            dictio
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote
@@ -61,7 +62,7 @@ def _write_all(folder: RunDir, cells: list[str], out: Path, points: str | None) 
     lines = folder.mark_at("corpus", _finished(folder, "corpus")[0]).receipt["lines"]  # type: ignore[union-attr]
     for cell in cells:
         _write_clusters(folder, cell, out / cell / "clusters.txt", lines)
-    scopes = sorted({cell.partition("/k=")[0] for cell in cells}) if points else []
+    scopes = sorted({re.findall("^.*/scope=[^/]*", cell)[0] for cell in cells}) if points else []
     for scope in scopes:
         _write_points(folder, scope, out / scope, lines, points == "float64")
     return {

@@ -1,8 +1,8 @@
 """Clusterings, states and dictionaries of other tools made a run, in the layout that `raypipe export` writes.
 
-Of the folders only `layer=7/scope=de/k=600` are needed; model, revision, component, variant and seed are `imported`, `main`,
-`encoder`, the grid's and 0 where the path does not say. Where there is no `grid.yaml`, the grid is what the folders hold.
-A folder without any `clusters.txt` but with `vocab.npy` and `points.npy` is clustered by the grid's settings.
+Of the folders only `layer=7/scope=de/k=600` are needed; model, revision, component, variant, algorithm and seed are `imported`,
+`main`, `encoder`, `v-default`, `kmeans` and 0 where the path does not say. Where there is no `grid.yaml`, the grid is what the
+folders hold. A folder without any `clusters.txt` but with `vocab.npy` and `points.npy` is clustered by the grid's settings.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from raypipe.results import Run
 from raypipe.rundir import Cell, RunDir, digest, file_digest
 from raypipe.schema import arrow_schema
 from raypipe.stages import concepts, lexicon, scores
-from raypipe.stages.plan import Plan, language_of, lexicon_files
+from raypipe.stages.plan import Plan, clustering, language_of, lexicon_files
 
-DEFAULTS = {"model": "imported", "revision": "main", "component": "encoder", "variant": "v-default", "seed": "0"}
-AXES = ("model", "revision", "component", "variant", "layer", "scope", "k", "seed")
+DEFAULTS = {"model": "imported", "revision": "main", "component": "encoder", "variant": "v-default"}
+DEFAULTS |= {"algorithm": "kmeans", "seed": "0"}
+STATE = ("model", "revision", "component", "variant", "layer", "scope")
+AXES = (*STATE, "algorithm", "k", "seed")
 FILE, POINTS = "clusters.txt", "points.npy"
 
 
@@ -53,7 +55,7 @@ def import_conceptx(
         RunError: The run directory cannot be used, or holds something else.
     """
     clusters = {file: _axes(source, file, AXES) for file in sorted(source.rglob(FILE))}
-    of_points = {file: _axes(source, file, AXES[:6]) for file in sorted(source.rglob(POINTS))}
+    of_points = {file: _axes(source, file, STATE) for file in sorted(source.rglob(POINTS))}
     found = list((clusters or of_points).values())
     if not found:
         raise InputError(f"{source}: neither {FILE} nor {POINTS} below it; expected layer=7/scope=de/k=600/{FILE}")
@@ -108,14 +110,18 @@ def _grid(source: Path, found: list[dict[str, str]], overrides: Sequence[tuple[s
         for axes in found:
             revisions.setdefault(axes["model"], set()).add(axes["revision"])
         languages = sorted({language_of(side) for axes in found for side in axes["scope"].split("+")})
-        clustered = {axis: sorted({int(axes[axis]) for axes in found if axis in axes}) for axis in ("k", "seed")}
+        clustered = [sorted({axes[axis] for axes in found if axis in axes}) for axis in AXES[len(STATE) :]]
         fields += [
             ("name", "imported"),
             ("models", [f"{m}@{r}" for m in sorted(revisions) for r in sorted(revisions[m], key=natural)]),
             ("languages", languages),
             ("corpus.path", f"{source.absolute()}/{{lang}}"),
         ]
-        fields += [("concepts", {"k": clustered["k"], "seeds": clustered["seed"]})] if clustered["k"] else []
+        fields += [
+            (f"concepts.{name}", values)
+            for name, values in zip(("algorithm", "k", "seeds"), clustered, strict=True)
+            if values
+        ]
     return load_grid(file if file.is_file() else None, [*fields, *overrides])
 
 
@@ -143,7 +149,8 @@ def _cell(file: Path, axes: dict[str, str]) -> Cell:
     inputs = {file.name: file_digest(file)}
     if "+" in axes["scope"]:
         inputs["first sentences"] = digest(clusterfiles.read_first_sentences(f"{file}.json"))
-    return Cell("concepts", tuple((axis, axes[axis]) for axis in AXES), {"imported": 1}, inputs)
+    of_clustering = clustering(axes["algorithm"], int(axes["k"]), int(axes["seed"]))
+    return Cell("concepts", (*((axis, axes[axis]) for axis in STATE), *of_clustering), {"imported": 1}, inputs)
 
 
 def _read(run: RunDir, file: Path, cell: Cell) -> None:

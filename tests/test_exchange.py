@@ -24,6 +24,7 @@ from raypipe.interop.clusterfiles import read_clusters
 from raypipe.results import select
 
 Command = Callable[..., Done]
+CONCEPTS = {"k": 6, "algorithm": ["kmeans", "minibatch"]}
 STATE = "model=tiny/revision=step-10/component=encoder/variant=v-default/layer=03"
 
 
@@ -31,15 +32,15 @@ STATE = "model=tiny/revision=step-10/component=encoder/variant=v-default/layer=0
 def run(world: tiny_world.World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("exchange") / "run"
     calign = {"theta": [0.5, 0.8], "min_types": 2, "null_draws": 3, "size_ratio": [0, 0.6]}
-    raypipe.run(Grid(**world.grid(calign=calign, layers=[3], concepts={"k": 6})), place, "inprocess")
+    raypipe.run(Grid(**world.grid(calign=calign, layers=[3], concepts=CONCEPTS)), place, "inprocess")
     return place
 
 
 @pytest.fixture(scope="module")
 def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "deep" / "files"
-    # 3 checkpoints x (3 languages + 3 pairs); four directions have a dictionary, two of them by inversion.
-    assert export_conceptx(run, out, "float64") == {"clusterings": 18, "points": 18, "dictionaries": 4, "mappings": 0}
+    # 3 checkpoints x (3 languages + 3 pairs) x 2 algorithms; four directions have a dictionary, two of them by inversion.
+    assert export_conceptx(run, out, "float64") == {"clusterings": 36, "points": 18, "dictionaries": 4, "mappings": 0}
     return out
 
 
@@ -75,7 +76,7 @@ def test_an_imported_export_is_the_run_again(run: Path, imported: Path) -> None:
 def test_a_second_import_finds_everything_there(exported: Path, imported: Path, command: Command) -> None:
     before = {file: file.stat().st_mtime_ns for file in (imported / "concepts").rglob("*.parquet")}
     done = command("import", exported, "--out", imported, "--set", "calign.theta=[0.5]")
-    assert (done.code, done.out) == (0, f"{imported}: 36 rows of CALIGN, 9 of COLAP\n")
+    assert (done.code, done.out) == (0, f"{imported}: 72 rows of CALIGN, 18 of COLAP\n")
     assert set(raypipe.open_run(imported).calign()["theta"].to_pylist()) == {0.5}
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
@@ -93,7 +94,14 @@ def test_the_files_score_as_the_run_does(
     words = [f"--{name.replace('_', '-')}={value}" for name, value in (strict if official else flags).items()]
     words += ["--official"] if official else []
     found = json.loads(command("calign", *files, exported / "lexicon/en-de.txt", *words, "--json").out)
-    axes = {"revision": "step-10", "source": "en", "target": "de", "theta": float(theta), "size_ratio": 0.0}
+    axes = {
+        "algorithm": "kmeans",
+        "revision": "step-10",
+        "source": "en",
+        "target": "de",
+        "theta": float(theta),
+        "size_ratio": 0.0,
+    }
     row = row_of(raypipe.open_run(run).calign(), **axes)
     names = ["concepts", "eligible", "reachable", "aligned", "calign", "coverage", "occurrence_coverage"]
     assert [found[name] for name in names] == [row[name] for name in names]
@@ -102,7 +110,7 @@ def test_the_files_score_as_the_run_does(
     joint = folder / "scope=de+en/k=0006/seed=0/clusters.txt"
     flags = ["--official", "--theta", "29.99999", "--boundary", 39] if official else []  # German comes first, 40 lines
     found = json.loads(command("colap", joint, *flags, "--json").out)
-    row = row_of(raypipe.open_run(run).colap(), revision="step-10", scope="de+en")
+    row = row_of(raypipe.open_run(run).colap(), algorithm="kmeans", revision="step-10", scope="de+en")
     names = ["concepts", "overlapping", "overlapping_excl_shared", "colap", "eligible_3", "overlapping_5"]
     assert [found[name] for name in names] == [row[name] for name in names]
     assert list(found["points"].values()) == row["points"]
