@@ -12,7 +12,7 @@ from raypipe.errors import GridError
 
 def import_files(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder as `raypipe export` writes it, or a file.")],
-    out: Annotated[Path, typer.Option(metavar="PLACE", help="Run directory, or file, to write.")],
+    out: Annotated[str, typer.Option(metavar="PLACE", help="Run directory (or URI), or file, to write.")],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the folder's grid. Repeatable.")
     ] = None,
@@ -45,7 +45,7 @@ def import_files(
         typer.echo(f"{out}: {_dictionary(path, out, max_bad_lines)}")
 
 
-def _mapping(path: Path, source: Path, target: Path, out: Path) -> int:
+def _mapping(path: Path, source: Path, target: Path, out: str) -> int:
     from raypipe.interop.alignments import read_mapping, write_pharaoh
     from raypipe.interop.lines import read_words
 
@@ -54,7 +54,7 @@ def _mapping(path: Path, source: Path, target: Path, out: Path) -> int:
     return sum(map(len, links))
 
 
-def _dictionary(path: Path, out: Path, max_bad_lines: int) -> str:
+def _dictionary(path: Path, out: str, max_bad_lines: int) -> str:
     from raypipe.interop.dictionaries import detect_format, read_dictionary, write_dictionary
 
     found = read_dictionary(path, max_bad_lines=max_bad_lines)
@@ -66,7 +66,7 @@ def _dictionary(path: Path, out: Path, max_bad_lines: int) -> str:
 
 
 def export_run(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or the URI of one in an object store.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")],
     format: Annotated[str, typer.Option(help="conceptx, the files of ConceptX and the released code.")] = "conceptx",
     points: Annotated[

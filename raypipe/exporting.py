@@ -18,17 +18,18 @@ import pyarrow.compute as pc
 import yaml
 
 from raypipe.errors import RunError
-from raypipe.gridfile import load_grid
 from raypipe.interop import alignments, arrays, clusterfiles, dictionaries
+from raypipe.results import Run
 from raypipe.rundir import RunDir
 from raypipe.schema import arrow_schema
 from raypipe.stages.plan import alignment_files, language_of
 from raypipe.statefile import read_layer
+from raypipe.storage import Place, below
 
 LEXICON = "lexicon/{source}-{target}.txt"
 
 
-def export_conceptx(run: Path, out: Path, points: str | None = None) -> dict[str, int]:
+def export_conceptx(run: str | Place, out: Path, points: str | None = None) -> dict[str, int]:
     """Writes every finished clustering and dictionary of a run.
 
     Args:
@@ -47,7 +48,9 @@ def export_conceptx(run: Path, out: Path, points: str | None = None) -> dict[str
         raise RunError(f"{out}: is not empty; choose another --out")
     cells = _finished(folder, "concepts")
     if not cells:
-        raise RunError(f"{run}: holds no clustering yet; finish it with `raypipe run {run / 'grid.yaml'} --run {run}`")
+        raise RunError(
+            f"{run}: holds no clustering yet; finish it with `raypipe run {folder.path / 'grid.yaml'} --run {run}`"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         whole = Path(temporary) / "whole"
@@ -75,8 +78,7 @@ def _write_all(folder: RunDir, cells: list[str], out: Path, points: str | None) 
 
 def _finished(folder: RunDir, stage: str) -> list[str]:
     """The paths of a stage's finished cells."""
-    marks = folder.path / "_done" / stage
-    return sorted(str(file.relative_to(marks).with_suffix("")) for file in marks.rglob("*.json"))
+    return [name.removesuffix(".json") for name in below(folder.path / "_done" / stage, "*.json")]
 
 
 def axes_of(cell: str) -> dict[str, str]:
@@ -86,7 +88,7 @@ def axes_of(cell: str) -> dict[str, str]:
 
 def _write_grid(folder: RunDir, out: Path) -> None:
     """The frozen grid with the checkpoints that its revisions stand for, in their order."""
-    data = load_grid(folder.path / "grid.yaml").to_dict()
+    data = Run(folder.path).grid.to_dict()
     planned = [axes_of(cell) for cell in folder.read_json("run.json")["cells"]["concepts"]]
     for model in data["models"]:
         found = dict.fromkeys(axes["revision"] for axes in planned if axes["model"] == model["name"])
@@ -156,8 +158,7 @@ def _write_dictionaries(folder: RunDir, out: Path) -> int:
 
 def _write_mappings(folder: RunDir, out: Path) -> int:
     """The links of each pair as mapping JSON."""
-    grid = load_grid(folder.path / "grid.yaml")
-    files = alignment_files(grid)
+    files = alignment_files(Run(folder.path).grid)
     for pair, (file, inverted) in files.items():
         source, target = pair[::-1] if inverted else pair
         places = [f"corpus/lang={language}~{'-'.join(pair)}/sentences.parquet" for language in (source, target)]

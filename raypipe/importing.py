@@ -31,6 +31,7 @@ from raypipe.rundir import Cell, RunDir, digest, file_digest
 from raypipe.schema import arrow_schema
 from raypipe.stages import concepts, lexicon, scores
 from raypipe.stages.plan import Plan, clustering, language_of, lexicon_files
+from raypipe.storage import Place, place
 
 DEFAULTS = {"model": "imported", "revision": "main", "component": "encoder", "variant": "v-default"}
 DEFAULTS |= {"algorithm": "kmeans", "seed": "0"}
@@ -40,13 +41,13 @@ FILE, POINTS = "clusters.txt", "points.npy"
 
 
 def import_conceptx(
-    source: Path, place: Path, overrides: Sequence[tuple[str, Any]] = (), watcher: Silent | None = None
+    source: Path, where: str | Place, overrides: Sequence[tuple[str, Any]] = (), watcher: Silent | None = None
 ) -> Run:
     """Makes a run of a folder of cluster files and scores it.
 
     Args:
         source: The folder.
-        place: The run directory; the same folder imported again adds what is missing.
+        where: The run directory; the same folder imported again adds what is missing.
         overrides: (dotted field, value) pairs on top of the folder's grid.
         watcher: Told of progress.
 
@@ -67,7 +68,7 @@ def import_conceptx(
     cells["lexicon"], cells["extract"] = lexicon.cells(plan), list(states)
     cells["concepts"] = list(made) or concepts.cells(plan, complete(plan, states))
     cells["scores"] = scores.cells(plan, cells["concepts"], cells["lexicon"])
-    context = pipeline.open_context(plan, place, watcher)
+    context = pipeline.open_context(plan, place(where), watcher)
     with context.run.only_writer():
         pipeline.freeze(context.run, grid, cells)
         for cell in context.left(cells["extract"]):
