@@ -22,6 +22,7 @@ from pydantic import (
 
 from raypipe.errors import GridError
 from raypipe.gridcheck import one_line
+from raypipe.gridpatching import PatchingSettings
 from raypipe.gridscores import (
     OF_SENTENCES,
     CalignSettings,
@@ -71,6 +72,9 @@ class Model(Part):
     )
     components: Annotated[tuple[Literal["encoder", "decoder"], ...], BeforeValidator(listed)] | None = Field(
         None, description="Parts of the model to read, encoder or decoder; null reads all that it has."
+    )
+    trained_on: tuple[Short, ...] | None = Field(
+        None, description="Languages of the grid it was trained on, for patching's setting seen; null takes all."
     )
 
     @field_validator("revisions", "components")
@@ -234,14 +238,15 @@ class Grid(Part):
     pairs: Literal["all"] | tuple[str, ...] = Field(
         "all", description="all, or a list such as [en-de]; a pair means both directions."
     )
-    corpus: Corpus = Field(description="The parallel text.")
+    corpus: Corpus | None = Field(None, description="The parallel text; a grid of `patching` alone has none.")
     words: Words = Field(Words(), description="Which words become points.")
     states: States = Field(States(), description="How hidden states are read.")
-    lexicon: Lexicon = Field(description="Translations of words.")
+    lexicon: Lexicon | None = Field(None, description="Translations of words; a grid of `patching` alone has none.")
     concepts: Concepts = Field(Concepts(), description="The clustering.")
     calign: CalignSettings = Field(CalignSettings(), description="Thresholds of CALIGN.")
     colap: ColapSettings = Field(ColapSettings(), description="Thresholds of COLAP.")
     similarity: SimilaritySettings = Field(SimilaritySettings(), description="Measures beside CALIGN and COLAP.")
+    patching: PatchingSettings = Field(PatchingSettings(), description="Concept patching.")
     dtype: Dtype = Field(Dtype(), description="Number formats.")
     resources: Resources = Field(Resources(), description="What a worker takes.")
 
@@ -265,7 +270,8 @@ class Grid(Part):
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
             raise ValueError(f"models: the name {next(n for n in names if names.count(n) > 1)} is used twice")
-        if self.corpus.format in ("text", "parquet") and "{lang}" not in self.corpus.path:
+        self._check_parts()
+        if self.corpus and self.corpus.format in ("text", "parquet") and "{lang}" not in self.corpus.path:
             raise ValueError(f"corpus.path {self.corpus.path}: {{lang}} is missing, each language needs its own file")
         if self.colap.rule != "all":
             self._check_rule(int(self.colap.rule.split(":")[1]))
@@ -283,6 +289,18 @@ class Grid(Part):
             )
         self.language_pairs()
         return self
+
+    def _check_parts(self) -> None:
+        """Whether the grid has what its stages read: a text with a lexicon, or a concept table alone."""
+        for name in ("corpus", "lexicon"):
+            alone = self.patching.table and not (self.corpus or self.lexicon)
+            if getattr(self, name) is None and not alone:
+                raise ValueError(f"{name}: is required; set it in the grid file or by a flag")
+        self.patching.directions(self.languages)
+        for model in self.models:
+            for language in model.trained_on or ():
+                if language not in self.languages:
+                    raise ValueError(f"models.{model.name}.trained_on: {language} is not one of the languages")
 
     def _check_rule(self, m: int) -> None:
         scope = len(self.languages) if self.colap.scopes == "all" else 2
@@ -325,9 +343,9 @@ class Grid(Part):
             "stability": ("two or more concepts.seeds", len(self.concepts.seeds) > 1),
             "expert_overlap": (
                 "states.also: neurons and corpus.labels",
-                "neurons" in also and corpus.labels is not None,
+                "neurons" in also and corpus is not None and corpus.labels is not None,
             ),
-            "structural_rsa": ("corpus.upos", corpus.upos is not None),
+            "structural_rsa": ("corpus.upos", corpus is not None and corpus.upos is not None),
             "false_friends": ("similarity.concept_table", self.similarity.concept_table is not None),
         }
         asked = [measure for measure in self.similarity.measures if measure in needs]

@@ -16,7 +16,7 @@ from raypipe.storage import Place, place
 
 FILES = (
     *(("corpus", name) for name in ("path", "labels", "upos")),
-    *(("words", "alignment"), ("lexicon", "path"), ("similarity", "concept_table")),
+    *(("words", "alignment"), ("lexicon", "path"), ("similarity", "concept_table"), ("patching", "table")),
 )
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative paths
 

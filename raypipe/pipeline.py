@@ -1,6 +1,7 @@
 """The pipeline: grid in, run directory out. The page a newcomer reads first.
 
     grid.yaml ──► corpus ──► lexicon ──► extract ──► concepts ──► scores ──► similarity ──► report
+         └──────► prompts ──► patching ────────────────────────────────────────────────────►
 
 Each stage turns files of the run into files of the run, cell by cell; a cell that is marked done is not done again.
 """
@@ -25,7 +26,18 @@ from raypipe.gridfile import absolute
 from raypipe.progress import Silent
 from raypipe.results import Run
 from raypipe.rundir import Cell, RunDir
-from raypipe.stages import concepts, corpus, extract, lexicon, report, scores, similarity
+from raypipe.stages import (
+    concepts,
+    corpus,
+    extract,
+    lexicon,
+    patching,
+    patching_summary,
+    prompts,
+    report,
+    scores,
+    similarity,
+)
 from raypipe.stages.context import Context
 from raypipe.stages.plan import Plan, make_plan
 from raypipe.storage import Place, place
@@ -53,7 +65,11 @@ def _texts(cells: Cells) -> dict[str, Cell]:
 
 
 LISTED = 10  # failed cells in a message
-OUTPUTS = (*(f"scores/{name}.parquet" for name in (*scores.FLAT, similarity.NAME)), report.PLACE)
+OUTPUTS = (
+    *(f"scores/{name}.parquet" for name in (*scores.FLAT, similarity.NAME)),
+    *patching_summary.PLACES.values(),
+    report.PLACE,
+)
 SCORED = ("scores", "similarity")  # stages of pairs, whose rows say which input failed
 STATE = ("model", "revision", "component", "lang")
 
@@ -104,9 +120,16 @@ STAGES = (
         lambda context, left, _: similarity.run(context, left),
         reads=("lexicon", "extract", "sentences", "neurons", "concepts"),
     ),
+    Stage("prompts", lambda plan, _: prompts.cells(plan), lambda context, left, _: prompts.run(context, left)),
+    Stage(
+        "patching",
+        lambda plan, cells: patching.cells(plan, cells["prompts"]),
+        lambda context, left, _: patching.run(context, left),
+        reads=("prompts",),
+    ),
 )
 STAGE_NAMES = (*(stage.name for stage in STAGES), "report")
-READS = {stage.name: stage.reads for stage in STAGES} | {"report": ("scores",)}
+READS = {stage.name: stage.reads for stage in STAGES} | {"report": ("scores", "patching")}
 
 
 FORWARD = ("extract", "sentences", "neurons")
@@ -198,7 +221,7 @@ def run_cells(
     started, watcher = time.perf_counter(), context.watcher
     with context.run.only_writer():
         _work(context, cells, only, again, address)
-        if only in (None, *SCORED, "report"):
+        if only in (None, *SCORED, "patching", "report"):
             try:
                 _report(context, cells, started)
             except RunError as error:
@@ -244,7 +267,7 @@ def _work(context: Context, cells: Cells, only: str | None, again: tuple[str, ..
         for name in cells
         if name in _needed_for(only)
     }
-    if only == "report" and not any(scores.serves(context.run, cell) for cell in cells["scores"]):
+    if only == "report" and not any(_finished(context, cells).values()):
         raise RunError(f"{context.run.path}: nothing is scored for this grid yet; finish it with `raypipe run`")
     if not any(left[stage.name] for stage in stages):
         of_stages = cells.values() if only in (None, "report") else [cells[only]]
@@ -280,18 +303,25 @@ def _work_off(context: Context, stage: Stage, cells: Cells) -> None:
         raise _failures(context)
 
 
-def _report(context: Context, cells: Cells, started: float) -> None:
-    finished = {
+def _finished(context: Context, cells: Cells) -> Cells:
+    """The cells of the stages whose tables are reported that have their rows."""
+    return {
         name: [cell for cell in cells[name] if scores.serves(context.run, cell) and not context.has_failed(cell)]
-        for name in SCORED
+        for name in (*SCORED, "patching")
     }
-    beside = similarity.flatten(context.run, finished["similarity"])
-    if not finished["scores"]:
-        context.run.remove(
-            *(name for name in OUTPUTS if name != similarity.FLAT)
-        )  # they would be those of other settings
+
+
+def _report(context: Context, cells: Cells, started: float) -> None:
+    finished = _finished(context, cells)
+    tables: dict[str, pa.Table] = similarity.flatten(context.run, finished["similarity"])
+    tables |= patching_summary.flatten(context.run, context.plan.grid, finished["patching"])
+    if finished["scores"]:
+        tables |= scores.flatten(context.run, finished["scores"])
+    else:
+        context.run.remove(*(f"scores/{name}.parquet" for name in scores.FLAT))  # they would be those of other settings
+    if not finished["scores"] and not finished["patching"]:
+        context.run.remove(report.PLACE)
         return
-    tables: dict[str, pa.Table] = scores.flatten(context.run, finished["scores"]) | beside
     described = context.run.read_json("run.json")
     facts = {
         "run": context.plan.grid.name,

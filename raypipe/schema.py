@@ -6,20 +6,12 @@ Writers build their tables from here, so that a column exists under one name and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its name, Arrow type, meaning, and unit (empty for names and plain counts)."""
-
-    name: str
-    type: pa.DataType
-    meaning: str
-    unit: str = ""
+from raypipe.columns import STATES, Column
+from raypipe.schemapatching import PATCHING
 
 
 _STR, _I32, _I64, _F64, _BOOL = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
@@ -35,10 +27,6 @@ _POINTS = (
     *_WORD,
 )
 
-_STATES = (
-    Column("model", _STR, "the grid's short name of the model"),
-    Column("revision", _STR, "checkpoint, Hub revision or random:SEED"),
-)
 _VARIANT = (
     Column(
         "variant", _STR, "short name of the fields that change states without being an axis; v-default for the defaults"
@@ -53,7 +41,7 @@ _CONCEPTS = (
 )
 
 _CALIGN_KEY = (
-    *_STATES,
+    *STATES,
     Column("source_component", _STR, "component the source states come from"),
     Column("target_component", _STR, "component the target states come from"),
     *_VARIANT,
@@ -69,7 +57,7 @@ _CALIGN_KEY = (
 )
 
 _COLAP_KEY = (
-    *_STATES,
+    *STATES,
     Column("component", _STR, "component the states come from"),
     *_VARIANT,
     Column("scope", _STR, "sorted language codes joined by +"),
@@ -239,7 +227,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("share", _F64, "points of the language / points of the concept", "fraction"),
     ),
     "similarity": (
-        *_STATES,
+        *STATES,
         Column("component", _STR, "component the states come from"),
         _VARIANT[0],
         _VARIANT[2],
@@ -278,6 +266,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
             "clusterings that failed; undefined (no variance); or what the measure found too little of; empty otherwise",
         ),
     ),
+    **PATCHING,
 }
 
 

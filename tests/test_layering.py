@@ -17,7 +17,8 @@ LEVELS = [
     {"science", "models", "interop", "toy", "web"},
     {"statefile", "rundir", "gridfile"},
     {"schema", "grid", "lease"},
-    {"storage"},
+    {"gridpatching", "schemapatching", "storage"},
+    {"columns"},
     {"gridcheck", "gridscores", "errors"},
 ]
 LEVEL = {name: depth for depth, names in enumerate(LEVELS) for name in names}

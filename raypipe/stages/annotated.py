@@ -28,6 +28,8 @@ def find_annotations(grid: Grid, texts: Mapping[str, Text]) -> dict[tuple[str, s
         InputError: No language has a file, or one does not fit its text; the message names FILE:LINE.
     """
     found: dict[tuple[str, str], Annotation] = {}
+    if grid.corpus is None:
+        return found
     fields = {"corpus.labels": grid.corpus.labels, "corpus.upos": grid.corpus.upos}
     for field, pattern in (fields | {"similarity.concept_table": grid.similarity.concept_table}).items():
         if pattern is None:

@@ -25,9 +25,9 @@ NAME, VERSION = "lexicon", 1
 
 def cells(plan: Plan) -> list[Cell]:
     """One cell per direction that has a file, an inverse, or an aligner."""
-    induce = plan.grid.lexicon.induce
+    induce = plan.fields("lexicon.induce")["lexicon.induce"]
     made = []
-    for source, target in plan.grid.directions():
+    for source, target in plan.directions():
         key = (("source", source), ("target", target))
         if induce:
             corpora = {f"text of {lang}": plan.corpus[lang] for lang in (source, target)}
@@ -60,16 +60,17 @@ def skipped(plan: Plan) -> list[str]:
 
 def run(context: Context, left: list[Cell]) -> None:
     """Reads or induces each dictionary that is not there yet."""
-    if context.plan.grid.lexicon.induce:
+    settings = context.plan.fields("lexicon.induce", "lexicon.format", "words.normalise")
+    if settings["lexicon.induce"]:
         context.watcher.note(
             "lexicon: eflomal draws its own random seed; the induced dictionaries are kept in the run and reused"
         )
     context.watcher.start(NAME, len(left), "directions")
-    grid, items = context.plan.grid, list[Item]()
+    items = list[Item]()
     for cell in left:
         source, target = cell["source"], cell["target"]
         item: Item = {"run": context.run.address, "source": source, "target": target}
-        item |= {"induce": grid.lexicon.induce, "normalise": grid.words.normalise}
+        item |= {"induce": settings["lexicon.induce"], "normalise": settings["words.normalise"]}
         item["texts"] = [
             f"corpus/lang={side.name}/sentences.parquet"
             for language in (source, target)
@@ -77,7 +78,7 @@ def run(context: Context, left: list[Cell]) -> None:
             if side.language == language and {source, target} >= set(side.pair or ())
         ]
         if found := context.plan.lexicon.get((source, target)):
-            item |= {"path": str(found[0]), "inverted": found[1], "format": grid.lexicon.format}
+            item |= {"path": str(found[0]), "inverted": found[1], "format": settings["lexicon.format"]}
             if found[1]:
                 context.watcher.note(f"{source}-{target}: no dictionary of its own; {found[0].name} is inverted")
         items.append(item)

@@ -106,13 +106,13 @@ class Plan:
         return "v-" + ("-".join(names) or "default")
 
     def fields(self, *names: str) -> dict[str, Any]:
-        """Dotted grid fields with their values, for a cell's fingerprint."""
+        """Dotted grid fields with their values, for a cell's fingerprint; None in a section that the grid lacks."""
         plain = self.grid.to_dict()
         found = {}
         for name in names:
             value: Any = plain
             for part in name.split("."):
-                value = value[part]
+                value = value and value[part]
             found[name] = value
         return found
 
@@ -148,12 +148,21 @@ class Plan:
         return side if self.pairwise else Side(side.language)
 
     def _sides(self, per_pair: bool) -> list[Side]:
+        if self.grid.corpus is None:
+            return []
         if not per_pair:
             return [Side(language) for language in self.grid.languages]
         return [Side(language, pair) for pair in self.grid.language_pairs() for language in pair]
 
+    def directions(self) -> list[Direction]:
+        """The directions that have a dictionary, in grid order; all where it is induced."""
+        lexicon = self.grid.lexicon
+        return [d for d in self.grid.directions() if (lexicon and lexicon.induce) or self.lexicon.get(d)]
+
     def cells_of_models(self) -> list[tuple[Checkpoint, str]]:
-        """Every (checkpoint, component), in grid order."""
+        """Every (checkpoint, component) that reads the text, in grid order; none without a text."""
+        if self.grid.corpus is None:
+            return []
         return [
             (c, part)
             for c in self.checkpoints
@@ -206,6 +215,8 @@ def _checkpoints(model: Model) -> list[Checkpoint]:
 
 def _texts(grid: Grid) -> dict[str, Text]:
     corpus = grid.corpus
+    if corpus is None:
+        return {}
     revision = hub_revision(corpus.path, corpus.config) if corpus.format == "datasets" else None
     path = toy.resolve(corpus.path)
     return {
@@ -226,7 +237,7 @@ def _corpus(grid: Grid, texts: dict[str, Text]) -> dict[str, str]:
     if len(set(lines.values())) > 1:
         shown = ", ".join(f"{language} {n}" for language, n in lines.items())
         raise InputError(
-            f"{grid.corpus.path}: the languages differ in lines ({shown}); line i must say the same in every file"
+            f"{grid.corpus and grid.corpus.path}: the languages differ in lines ({shown}); line i must say the same in every file"
         )
     return prints
 
@@ -237,7 +248,7 @@ def lexicon_files(grid: Grid) -> dict[Direction, tuple[Path, bool] | None]:
     Raises:
         InputError: No direction has one.
     """
-    if grid.lexicon.path is None:
+    if grid.lexicon is None or grid.lexicon.path is None:
         return {}
     pattern = toy.resolve(grid.lexicon.path)
     found = {direction: _of_direction(pattern, direction) for direction in grid.directions()}

@@ -118,7 +118,7 @@ def _item(context: Context, cell: Cell) -> Item:
         "group": group,
         "scopes": {language: (part, side.name) for language, (part, side) in sides.items()},
         "joint": None if placing in CROSSED else (placing, scope_name(joint(side for _, side in sides.values()))),
-        "lexicons": [d for d in plan.grid.directions() if plan.grid.lexicon.induce or plan.lexicon[d]],
+        "lexicons": plan.directions(),
         "layers": _layers(plan, cell["model"], placing),
     }
 

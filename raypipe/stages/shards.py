@@ -115,7 +115,7 @@ class Worker:
         wanted = (*(item[name] for name in names), also)
         if self._held != wanted:
             self._extractor = None  # the old model leaves before the new one comes
-            device = _device(item["gpus"])
+            device = torch_device(item["gpus"])
             self._extractor = Extractor(
                 Checkpoint(**item["checkpoint"]),
                 layers=item["layers"],
@@ -181,7 +181,7 @@ def _run(extractor: Any, encoded: Encoded, batches: list[np.ndarray], item: Item
         ) from None
 
 
-def _device(gpus: float) -> str:
+def torch_device(gpus: float) -> str:
     """The worker's device, as torch names it.
 
     Raises:

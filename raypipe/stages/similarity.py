@@ -120,7 +120,7 @@ def _item(context: Context, cell: Cell) -> Item:
         "part": _part(cell),
         "sides": {side.language: side.name for side in sides},
         "joint": scope_name(joint(sides)) if tuple(sorted(pair)) in plan.grid.joint_scopes() else None,
-        "lexicons": [d for d in plan.grid.directions() if plan.grid.lexicon.induce or plan.lexicon[d]],
+        "lexicons": plan.directions(),
         "annotations": {at: of.path for at, of in plan.annotations.items()},
         "layers": plan.layers[cell["model"], cell["component"]],
     }

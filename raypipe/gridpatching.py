@@ -1,0 +1,79 @@
+"""The grid's section of concept patching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from raypipe.gridscores import Natural, Part, Positive, listed, unique
+
+Setting = Literal["seen", "tgt", "tgt_tgt", "en_en", "self"]
+ENGLISH = "en"
+
+
+class PatchingSettings(Part):
+    """Concept patching of every checkpoint of every decoder; off without a table."""
+
+    table: str | None = Field(
+        None,
+        description="Concept table: CSV with the column concept and one of word forms per language. With it, a grid may leave out corpus "
+        "and lexicon.",
+    )
+    targets: Literal["all"] | tuple[str, ...] = Field(
+        "all",
+        description="Prompts that are patched: all ordered pairs of languages, or a list such as [fr-es] (from French to Spanish).",
+    )
+    names: dict[str, str] = Field(
+        {}, description="How languages call themselves in prompts, where the built-in name is missing or another."
+    )
+    settings: Annotated[tuple[Setting, ...], BeforeValidator(listed)] = Field(
+        ("seen", "tgt", "tgt_tgt", "en_en", "self"), description="Where the states put in come from."
+    )
+    pairs: Positive = Field(256, description="Concept pairs (source, target).")
+    shots: Positive = Field(5, description="Translations shown before the queried word.")
+    seed: Natural = Field(42, description="Seed of pairs, shots, third concepts and bootstrap.")
+    generate: Positive = Field(10, description="Most new tokens of an answer.")
+    resamples: Positive = Field(2000, description="Bootstrap samples of concept pairs.")
+    path: Literal["auto", "fast", "hook"] = Field(
+        "auto",
+        description="How patched runs are made: the exchanged cache where it is proven equal to hooks, or one of the two.",
+    )
+
+    _not_empty = field_validator("settings")(unique)
+
+    def directions(self, languages: Sequence[str]) -> list[tuple[str, str]]:
+        """The (input, output) languages of the patched prompts, in the order of `languages`.
+
+        Raises:
+            ValueError: A target is not made of two of the languages.
+        """
+        every = {f"{a}-{b}": (a, b) for a, b in permutations(languages, 2)}
+        for target in () if self.targets == "all" else self.targets:
+            if target not in every:
+                raise ValueError(
+                    f"patching.targets: {target} is not made of two of the languages {', '.join(languages)}"
+                )
+        return [pair for name, pair in every.items() if self.targets == "all" or name in self.targets]
+
+
+def source_pairs(setting: str, target: tuple[str, str], trained: Sequence[str]) -> list[tuple[str, str]]:
+    """The (input, output) languages of the prompts whose states are averaged for a setting (concept_patching.md 2.7).
+
+    Args:
+        setting: seen, tgt, en_en or self; tgt_tgt puts in the patched prompt's own states and reads none.
+        target: (I, O) of the patched prompt.
+        trained: Languages that the model was trained on.
+
+    Returns:
+        Nothing where the setting does not exist: `seen` with less than two languages left, `self` into English, `en_en` without English.
+    """
+    if setting == "seen":
+        return list(permutations([a for a in trained if a not in (ENGLISH, *target)], 2))
+    if setting == "en_en":
+        return [(ENGLISH, ENGLISH)] if ENGLISH in trained else []
+    if setting == "self":
+        return [(target[1], target[1])] if target[1] != ENGLISH else []
+    return [target] if setting == "tgt" else []

@@ -1,0 +1,239 @@
+"""Stage patching: what each checkpoint answers when the states of one concept are put in place of another's.
+
+One cell per (model, revision, target), a target being the languages (I, O) of the patched prompts. A worker holds one checkpoint and
+the mean states of its source prompts, which serve every target. Definitions: concept_patching.md.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypipe.errors import ModelError
+from raypipe.grid import Grid
+from raypipe.gridpatching import source_pairs
+from raypipe.models.locate import Checkpoint
+from raypipe.models.schedule import progress
+from raypipe.rundir import Cell, RunDir
+from raypipe.stages.context import Context, Item, Receipt
+from raypipe.stages.patching_rows import Outcome, Target
+from raypipe.stages.patching_summary import summarise
+from raypipe.stages.plan import Plan
+from raypipe.stages.prompts import Direction, decoders, read_table, trained_on, vocabulary, wanted
+from raypipe.stages.shards import torch_device
+
+NAME, VERSION = "patching", 1
+FIELDS = (
+    "languages",
+    "patching.settings",
+    "patching.generate",
+    "patching.resamples",
+    "patching.path",
+    "dtype.compute",
+    "resources.threads",
+)
+THIRD = "third"
+Sources = tuple[Direction, ...]
+States = NDArray[np.float32]  # [pairs, L, d]
+
+
+def cells(plan: Plan, prompts: list[Cell]) -> list[Cell]:
+    """One cell per checkpoint of a decoder and target; none without `patching.table`."""
+    fields = plan.fields(*FIELDS) | {
+        f"{name} version": version(name) for name in ("torch", "transformers", "tokenizers")
+    }
+    fields |= {"device": "gpu" if plan.grid.resources.gpus_per_worker else "cpu", "patching version": VERSION}
+    made = []
+    for checkpoint in decoders(plan):
+        of_model = next(cell for cell in prompts if cell["model"] == checkpoint.model)
+        inputs = {"prompts": of_model.fingerprint, "model weights": plan.weights[checkpoint.model, checkpoint.revision]}
+        key = (("model", checkpoint.model), ("revision", checkpoint.revision))
+        own = fields | {"models.trained_on": list(trained_on(plan.grid, checkpoint.model))}
+        for target in plan.grid.patching.directions(plan.grid.languages):
+            made.append(Cell(NAME, (*key, ("target", "+".join(target))), own, inputs))
+    return made
+
+
+def run(context: Context, left: list[Cell]) -> None:
+    """Patches every target of every checkpoint that is not there yet; workers go through the targets of one checkpoint together."""
+    context.watcher.start(NAME, len(left), "targets")
+    plan, unfinished = context.plan, defaultdict[tuple[str, str], list[Direction]](list)
+    for cell in left:
+        unfinished[cell["model"], cell["revision"]].append(_target(cell))
+    grid = plan.grid.to_dict()
+    items = [
+        {
+            "run": context.run.address,
+            "grid": grid,
+            "checkpoint": next(
+                c for c in decoders(plan) if (c.model, c.revision) == (cell["model"], cell["revision"])
+            ).__dict__,
+            "target": _target(cell),
+            "unfinished": unfinished[cell["model"], cell["revision"]],
+            "folder": f"patching/parts/{cell.path}",
+        }
+        for cell in left
+    ]
+    for cell, receipt in context.each(context.cluster.stream(Worker, items), left):
+        context.finish(cell, receipt)
+
+
+def _target(cell: Cell) -> Direction:
+    first, second = cell["target"].split("+")
+    return first, second
+
+
+class Worker:
+    """Holds one checkpoint at a time and patches one target after the other."""
+
+    def __init__(self) -> None:
+        self._held: Any = None
+        self._patched: _Checkpoint | None = None
+
+    def __call__(self, item: Item) -> Receipt:
+        """Patches one target, and writes its tables."""
+        if self._patched is None or self._held != item["checkpoint"]:
+            self._patched = None  # the old model leaves before the new one comes
+            self._patched = _Checkpoint(item)
+            self._held = item["checkpoint"]
+        return self._patched.target(item)
+
+
+class _Checkpoint:
+    """One loaded checkpoint with its prompts and the mean source states that the unfinished targets need."""
+
+    def __init__(self, item: Item) -> None:
+        import torch
+
+        from raypipe.models.load import load_causal, load_tokenizer
+        from raypipe.models.patching import Patcher
+        from raypipe.models.prompts import token_sets
+
+        self._grid, self._run = Grid(**item["grid"]), RunDir(item["run"])
+        self._checkpoint = Checkpoint(**item["checkpoint"])
+        model = self._checkpoint.model
+        self._trained = trained_on(self._grid, model)
+        self._tokenizer = load_tokenizer(self._checkpoint)
+        mark = self._run.mark_at("prompts", f"model={model}")
+        if mark is None or mark.receipt["tokenizer"] != vocabulary(self._tokenizer):
+            raise ModelError(
+                f"{self._checkpoint.label}: its tokenizer has another vocabulary than that of the model's last revision; give it "
+                "a name of its own in models"
+            )
+        folder = f"patching/prompts/model={model}"
+        self._pairs = self._run.read_table(f"{folder}/pairs.parquet").to_pylist()
+        self._prompts = self._run.read_table(f"{folder}/prompts.parquet")
+        self._places = {key: i * len(self._pairs) for i, key in enumerate(wanted(self._grid, model))}
+        self._concepts = {c.id: c for c in read_table(self._grid).concepts}
+        used = sorted({row[f"{role}_concept"] for row in self._pairs for role in ("source", "target", "third")})
+        found = token_sets(self._tokenizer, [self._concepts[c].forms for c in used], self._grid.languages)
+        self._sets = dict(zip(used, found, strict=True))
+        network = load_causal(self._checkpoint)
+        if self._grid.dtype.compute != "float32":
+            network = network.to(getattr(torch, self._grid.dtype.compute))
+        network = network.to(torch_device(self._grid.resources.gpus_per_worker))
+        self._patcher = Patcher(network, self._tokenizer, path=self._grid.patching.path)
+        self._means: dict[Sources, States] = {}
+
+    def target(self, item: Item) -> Receipt:
+        """Patches one target: its unpatched runs, every setting and the null at every start layer."""
+        started, before = time.perf_counter(), self._patcher.token_forwards
+        self._read_sources([tuple(target) for target in item["unfinished"]])
+        direction: Direction = (item["target"][0], item["target"][1])
+        target = Target(self._pairs, self._concepts, self._sets, self._grid.languages, direction)
+        outcomes = self._outcomes(direction, target)
+        named = progress(self._checkpoint.revision)
+        keys = {
+            "model": self._checkpoint.model,
+            "revision": self._checkpoint.revision,
+            "commit": self._checkpoint.commit or "",
+            "step": named.step if named else None,
+            "tokens_seen": named.tokens if named else None,
+            "target_in": direction[0],
+            "target_out": direction[1],
+        }
+        tables = {"scores": target.scores(keys, outcomes), "answers": target.answers(keys, outcomes)}
+        pieces = self._rows("source", direction, ["n_sub_word"]).column(0).to_pylist()
+        tables |= summarise(self._grid, self._pairs, keys, tables, target.strata(pieces))
+        places = {f"{item['folder']}/{name}.parquet": table for name, table in tables.items()}
+        after = self._patcher.token_forwards
+        return {
+            "files": {name: self._run.write_table(name, table) for name, table in places.items()},
+            "seconds": time.perf_counter() - started,
+            "path": self._patcher.path,
+            "path_reason": self._patcher.path_reason,
+            "token_forwards": {part: after[part] - before[part] for part in after},
+            "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+    def _outcomes(self, direction: Direction, target: Target) -> list[Outcome]:
+        generate, asked = self._grid.patching.generate, self._prompts_of("target", direction)
+        clean_source = self._patcher.unpatched(self._prompts_of("source", direction), target.wanted, generate)
+        sources: dict[str, Sources] = {
+            setting: tuple(source_pairs(setting, direction, self._trained)) for setting in self._grid.patching.settings
+        }
+        put_in: dict[str, States | None] = {}
+        for setting, of_setting in sources.items():
+            if setting == "tgt_tgt":
+                put_in[setting] = None  # the prompt's own
+            elif setting == "tgt":
+                put_in[setting] = clean_source.states
+            elif of_setting:
+                put_in[setting] = self._means[of_setting]
+        seen = put_in.get("seen")
+        if seen is not None:
+            put_in[THIRD] = seen[[row["third_pair"] for row in self._pairs]]
+        if put_in:
+            patched = self._patcher.patched(asked, list(put_in.values()), target.wanted, generate)
+            clean_target = patched[0][-1]  # the last start layer changes nothing that is read
+        else:
+            patched, clean_target = [], self._patcher.unpatched(asked, target.wanted, generate)
+        outcomes = [self._outcome("src_unpatched", -1, clean_source), self._outcome("tgt_unpatched", -1, clean_target)]
+        for (setting, states), layers in zip(put_in.items(), patched, strict=True):
+            averaged = sources.get("seen" if setting == THIRD else setting, ())
+            overlap = target.overlap(averaged) if averaged and setting != THIRD else None
+            count = 1 if states is None else len(averaged)
+            outcomes += [self._outcome(setting, j, scored, count, overlap) for j, scored in enumerate(layers)]
+        return outcomes
+
+    def _outcome(
+        self, setting: str, layer: int, scored: Any, sources: int | None = None, overlap: list[float] | None = None
+    ) -> Outcome:
+        from raypipe.models.prompts import decode
+
+        texts = decode(self._tokenizer, scored.answers)
+        return Outcome(setting, layer, scored.logprobs, scored.answers, texts, sources, overlap)
+
+    def _read_sources(self, targets: Sequence[Any]) -> None:
+        """Mean source states of every setting of the targets; each source prompt is run once, and only the sums are kept."""
+        needed = {
+            tuple(pairs)
+            for setting, target in product(self._grid.patching.settings, targets)
+            if setting != "tgt" and (pairs := source_pairs(setting, target, self._trained))
+        } - set(self._means)
+        sums: dict[Sources, States] = {}
+        for pair in sorted({pair for of_setting in needed for pair in of_setting}):
+            states = self._patcher.read(self._prompts_of("source", pair))
+            for of_setting in needed:
+                if pair in of_setting:
+                    sums[of_setting] = sums[of_setting] + states if of_setting in sums else states.copy()
+        self._means |= {of_setting: total / np.float32(len(of_setting)) for of_setting, total in sums.items()}
+
+    def _rows(self, role: str, pair: Direction, columns: list[str]) -> Any:
+        return self._prompts.slice(self._places[role, pair], len(self._pairs)).select(columns)
+
+    def _prompts_of(self, role: str, pair: Direction) -> list[Any]:
+        from raypipe.models.patching import Prompt
+        from raypipe.models.prompts import ids_of
+
+        texts, places = self._rows(role, pair, ["text", "write_pos"]).to_pydict().values()
+        ids = ids_of(self._tokenizer, texts)
+        return [Prompt(np.array(i, np.int32), place) for i, place in zip(ids, places, strict=True)]

@@ -1,0 +1,340 @@
+"""What the rows of patched targets add up to: curves, checkpoints, transitions, strata, costs, and the means over all targets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raypipe.grid import Grid
+from raypipe.models.locate import RANDOM
+from raypipe.rundir import Cell, RunDir
+from raypipe.schema import TABLES, make_table
+from raypipe.science.answers import LABELS, gains
+from raypipe.science.intervals import FloatArray
+from raypipe.science.patching import (
+    UNDEFINED,
+    Interval,
+    crossing,
+    draws,
+    emergence,
+    held_out,
+    highest,
+    mean,
+    normalised_score,
+    share,
+    split_half,
+)
+
+Row = dict[str, Any]
+SOURCE, TARGET, THIRD = "src_unpatched", "tgt_unpatched", "third"
+FLAT = ("curves", "checkpoints", "transitions", "strata")
+COSTS = "costs"
+PLACES = {name: f"patching/{name}.parquet" for name in (*FLAT, COSTS)}
+ALL_TARGETS = {"target_in": None, "target_out": None}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One setting of one target, or the mean of several targets; n pairs, L start layers (1 for an unpatched run).
+
+    Attributes:
+        source: P(s in O), [L, n].
+        target: P(t in O), [L, n].
+        other: Language X -> P over T(s, X) minus T(s, O), [L, n]; empty in a mean.
+        exact: Exact answers, [L, n].
+        starts: Answers whose first token is one of T(s, O), [L, n].
+        labels: Per target the labels, [L, n].
+        overlap: Share of source prompts that may give the answer away, [n].
+    """
+
+    source: FloatArray
+    target: FloatArray
+    other: dict[str, FloatArray]
+    exact: FloatArray
+    starts: FloatArray
+    labels: list[NDArray[np.str_]]
+    overlap: FloatArray
+
+
+Runs = dict[str, _Run]
+
+
+def summarise(
+    grid: Grid,
+    pairs: Sequence[Row],
+    keys: Row,
+    tables: Mapping[str, pa.Table],
+    strata: Mapping[str, Sequence[str]],
+) -> dict[str, pa.Table]:
+    """The aggregate tables of one target.
+
+    Args:
+        grid: The grid.
+        pairs: Rows of `patching_pairs`.
+        keys: Columns that all rows share.
+        tables: `scores` and `answers` of the target.
+        strata: Stratum -> level of each pair.
+    """
+    runs, weights = _runs(grid, tables, keys["target_out"]), _weights(grid, pairs)
+    overlap = runs["seen"].overlap if "seen" in runs else np.zeros(0)
+    levels = dict(strata) | ({"form_overlap": _levels(overlap)} if overlap.size else {})
+    rows = {
+        "curves": list(_curves(runs, keys, weights)),
+        "checkpoints": list(_checkpoints(grid, runs, keys, weights)),
+        "transitions": list(_transitions(runs, keys, weights)),
+        "strata": list(_strata(runs, keys, weights, levels)),
+    }
+    return {name: make_table(f"patching_{name}", of_table) for name, of_table in rows.items()}
+
+
+def flatten(run: RunDir, grid: Grid, finished: Sequence[Cell]) -> dict[str, pa.Table]:
+    """Writes the flat tables from the parts of the finished cells, in grid order, with the means over all targets of a checkpoint.
+
+    Returns:
+        The tables by name (`patching_curves`, ...); nothing where no cell is finished, and no file then.
+    """
+    if not finished:
+        run.remove(*PLACES.values())
+        return {}
+    rows: dict[str, list[pa.Table]] = {name: [] for name in FLAT}
+    by_checkpoint: dict[tuple[str, str], list[Cell]] = {}
+    for cell in finished:
+        by_checkpoint.setdefault((cell["model"], cell["revision"]), []).append(cell)
+    for of_checkpoint in by_checkpoint.values():
+        for name in FLAT:
+            rows[name] += [run.read_table(f"patching/parts/{cell.path}/{name}.parquet") for cell in of_checkpoint]
+        if len(of_checkpoint) > 1:
+            for name, table in _over_targets(run, grid, of_checkpoint).items():
+                rows[name].append(table)
+    tables = {name: pa.concat_tables(of_table).combine_chunks() for name, of_table in rows.items()}
+    tables["checkpoints"] = _with_emergence(tables["checkpoints"])
+    tables[COSTS] = _costs(run, finished)
+    for name, table in tables.items():
+        run.write_table(PLACES[name], table)
+    return {f"patching_{name}": table for name, table in tables.items()}
+
+
+def _over_targets(run: RunDir, grid: Grid, cells: Sequence[Cell]) -> dict[str, pa.Table]:
+    """Curves and summary of a checkpoint, every target weighing the same; settings that a target lacks are left to the others."""
+    pairs = run.read_table(f"patching/prompts/model={cells[0]['model']}/pairs.parquet").to_pylist()
+    each, keys = list[Runs](), Row()
+    for cell in cells:
+        folder = f"patching/parts/{cell.path}"
+        tables = {name: run.read_table(f"{folder}/{name}.parquet") for name in ("scores", "answers")}
+        each.append(_runs(grid, tables, cell["target"].split("+")[1]))
+        keys = {name: tables["scores"].column(name)[0].as_py() for name in tables["scores"].schema.names[:5]}
+    runs, weights = _mean_runs(each), _weights(grid, pairs)
+    rows = {
+        "curves": list(_curves(runs, keys | ALL_TARGETS, weights)),
+        "checkpoints": list(_checkpoints(grid, runs, keys | ALL_TARGETS, weights)),
+    }
+    return {name: make_table(f"patching_{name}", of_table) for name, of_table in rows.items()}
+
+
+def _mean_runs(each: Sequence[Runs]) -> Runs:
+    found: Runs = {}
+    for setting in dict.fromkeys(setting for runs in each for setting in runs):
+        of_setting = [runs[setting] for runs in each if setting in runs]
+        mean_of = {
+            name: np.mean([getattr(run, name) for run in of_setting], axis=0)
+            for name in ("source", "target", "exact", "starts")
+        }
+        found[setting] = _Run(**mean_of, other={}, labels=[run.labels[0] for run in of_setting], overlap=np.zeros(0))
+    return found
+
+
+def _weights(grid: Grid, pairs: Sequence[Row]) -> FloatArray:
+    return draws([row["source_concept"] for row in pairs], grid.patching.resamples, grid.patching.seed)
+
+
+def _runs(grid: Grid, tables: Mapping[str, pa.Table], out: str) -> Runs:
+    """The settings of one target from its prompt-level tables."""
+    scores, answers, languages = tables["scores"], tables["answers"], grid.languages
+    count = len(pc.unique(scores.column("pair")))
+    at = languages.index(out)
+    probabilities = {
+        name: scores.column(name).combine_chunks().flatten().to_numpy().reshape(-1, count, len(languages))
+        for name in ("p_src", "p_tgt", "p_srcx")
+    }
+    flags = {
+        name: answers.column(name).to_numpy(zero_copy_only=False).reshape(-1, count)
+        for name in ("exact", "first_token_in_set", "label")
+    }
+    overlap = scores.column("form_overlap").to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, count)
+    settings = np.array(scores.column("setting").to_pylist()).reshape(-1, count)[:, 0]
+    found: Runs = {}
+    for setting in dict.fromkeys(settings.tolist()):
+        of = settings == setting
+        found[setting] = _Run(
+            source=probabilities["p_src"][of, :, at].astype(np.float64),
+            target=probabilities["p_tgt"][of, :, at].astype(np.float64),
+            other={
+                x: probabilities["p_srcx"][of, :, i].astype(np.float64) for i, x in enumerate(languages) if x != out
+            },
+            exact=flags["exact"][of].astype(np.float64),
+            starts=flags["first_token_in_set"][of].astype(np.float64),
+            labels=[flags["label"][of].astype(str)],
+            overlap=overlap[of][0] if np.isfinite(overlap[of]).all() else np.zeros(0),
+        )
+    return found
+
+
+def _patched(runs: Runs) -> Iterator[tuple[str, _Run]]:
+    return ((setting, run) for setting, run in runs.items() if setting not in (SOURCE, TARGET))
+
+
+def _effect(runs: Runs, setting: str) -> FloatArray | None:
+    """The setting's P(s in O) beside that of the null, [L, n]; None for the null itself, and where there is none."""
+    return runs[setting].source - runs[THIRD].source if THIRD in runs and setting != THIRD else None
+
+
+def _split_layers(runs: Runs, setting: str) -> NDArray[np.int64]:
+    """The split-half layer of each pair: by the effect, else by P(s in O); the null is looked at where `seen` is."""
+    if setting == THIRD:
+        return _split_layers(runs, "seen")
+    effect = _effect(runs, setting)
+    return split_half(runs[setting].source if effect is None else effect)
+
+
+def _curves(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
+    for setting, run in runs.items():
+        effect = None if setting in (SOURCE, TARGET) else _effect(runs, setting)
+        for at in range(len(run.source)):
+            layer = -1 if setting in (SOURCE, TARGET) else at
+            measures: list[tuple[str, str | None, Interval]] = [
+                ("p_source", None, mean(run.source[at], weights)),
+                ("p_target", None, mean(run.target[at], weights)),
+                ("accuracy", None, mean(run.exact[at], weights)),
+                *(("p_source_other", x, mean(of_x[at], weights)) for x, of_x in run.other.items()),
+            ]
+            if layer >= 0:
+                score = normalised_score(run.source[at], runs[TARGET].source[0], runs[SOURCE].source[0], weights)
+                measures.append(("nps", None, score))
+            if effect is not None:
+                measures.append(("effect", None, mean(effect[at], weights)))
+            for measure, lang, found in measures:
+                yield (
+                    keys
+                    | {"setting": setting, "layer": layer, "measure": measure, "lang": lang}
+                    | _mean_row(found, weights.shape[1])
+                )
+
+
+def _mean_row(found: Interval, pairs: int) -> Row:
+    return {"mean": found.value, "lo": found.lo, "hi": found.hi, "n_pairs": pairs}
+
+
+def _spread(name: str, found: Interval) -> Row:
+    return {name: found.value, f"{name}_lo": found.lo, f"{name}_hi": found.hi}
+
+
+def _checkpoints(grid: Grid, runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
+    empty: Row = dict.fromkeys(column.name for column in TABLES["patching_checkpoints"])
+    empty |= keys | {"n_pairs": weights.shape[1], "null_reason": ""}
+    for setting in (SOURCE, TARGET):
+        run = runs[setting]
+        yield empty | {"setting": setting} | _at_layers(run, np.zeros(weights.shape[1], np.int64), weights)
+    for setting in grid.patching.settings:
+        if setting not in runs:
+            yield empty | {"setting": setting, "null_reason": "no_source_languages"}
+    floor, ceiling = runs[TARGET].source[0], runs[SOURCE].source[0]
+    for setting, run in _patched(runs):
+        layers = _split_layers(runs, setting)
+        row = empty | {"setting": setting} | _at_layers(run, layers, weights)
+        best = normalised_score(run.source, floor, ceiling, weights)
+        row |= _spread("nps_max", best)
+        row |= _spread("nps_split", normalised_score(held_out(run.source, layers), floor, ceiling, weights))
+        effect = _effect(runs, setting)
+        if effect is not None:
+            top, row["layer_max"] = highest(effect, weights)
+            row |= _spread("effect_max", top) | _spread("effect_split", mean(held_out(effect, layers), weights))
+        for kind, found in _gains(runs, run, layers).items():
+            row |= _spread(f"gain_{kind}", mean(found, weights))
+        crossed = crossing(run.source.mean(axis=1), run.target.mean(axis=1))
+        row |= {"crossing": crossed.depth, "crossing_rel": crossed.relative, "n_crossings": crossed.crossings}
+        reasons = ["no_room"] if best is UNDEFINED else []
+        yield row | {"null_reason": ";".join([*reasons, *([crossed.reason] if crossed.reason else [])])}
+
+
+def _at_layers(run: _Run, layers: NDArray[np.int64], weights: FloatArray) -> Row:
+    exact, starts = held_out(run.exact, layers), held_out(run.starts, layers)
+    row = _spread("accuracy", mean(exact, weights)) | _spread("p_source", mean(held_out(run.source, layers), weights))
+    # Every exact answer starts like s in O, so the rest of those that start so are other words.
+    return row | _spread("prefix_share", share(np.maximum(starts - exact, 0), starts, weights))
+
+
+def _gains(runs: Runs, run: _Run, layers: NDArray[np.int64]) -> dict[str, FloatArray]:
+    """Per kind of gain the mean over targets for each pair, [n]."""
+    columns = np.arange(len(layers))
+    each = [
+        gains(before[0].tolist(), after[layers, columns].tolist())
+        for before, after in zip(runs[SOURCE].labels, run.labels, strict=False)
+    ]
+    return {kind: np.mean([found[kind] for found in each], axis=0) for kind in each[0]}
+
+
+def _transitions(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
+    before = runs[SOURCE].labels[0][0].tolist()
+    for setting, run in _patched(runs):
+        layers = _split_layers(runs, setting)
+        after = run.labels[0][layers, np.arange(len(layers))].tolist()
+        moves = list(zip(before, after, strict=True))
+        for move, count in sorted(Counter(moves).items(), key=lambda item: [LABELS.index(name) for name in item[0]]):
+            found = mean([m == move for m in moves], weights)
+            row = {"setting": setting, "from_label": move[0], "to_label": move[1], "count": count}
+            yield keys | row | {"share": found.value, "lo": found.lo, "hi": found.hi}
+
+
+def _strata(runs: Runs, keys: Row, weights: FloatArray, levels: Mapping[str, Sequence[str]]) -> Iterator[Row]:
+    for setting, run in runs.items():
+        unpatched = setting in (SOURCE, TARGET)
+        layers = np.zeros(weights.shape[1], np.int64) if unpatched else _split_layers(runs, setting)
+        effect = None if unpatched else _effect(runs, setting)
+        values = {"p_source": held_out(run.source, layers), "accuracy": held_out(run.exact, layers)}
+        values |= {} if effect is None else {"effect": held_out(effect, layers)}
+        for stratum, of_pairs in levels.items():
+            for level in sorted(set(of_pairs)):
+                inside = np.array([of_pair == level for of_pair in of_pairs])
+                for measure, found in values.items():
+                    spread = share(np.where(inside, found, 0), inside, weights)
+                    row = {"setting": setting, "stratum": stratum, "level": level, "measure": measure}
+                    yield keys | row | _mean_row(spread, int(inside.sum()))
+
+
+def _levels(overlap: FloatArray) -> list[str]:
+    return ["0" if value == 0 else "up to half" if value <= 0.5 else "over half" for value in overlap]
+
+
+def _with_emergence(table: pa.Table) -> pa.Table:
+    """The table with `emerged` filled: by model, target and setting, over the revisions in the order of their step, else of the grid."""
+    rows = table.to_pylist()
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["effect_split"] is not None and not row["revision"].startswith(RANDOM):
+            groups.setdefault(tuple(row[n] for n in ("model", "target_in", "target_out", "setting")), []).append(row)
+    for group in groups.values():
+        if all(row["step"] is not None for row in group):
+            group.sort(key=lambda row: row["step"])
+        first = emergence([row["effect_split_lo"] for row in group])
+        for i, row in enumerate(group):
+            row["emerged"] = first is not None and i >= first
+    return make_table("patching_checkpoints", rows)
+
+
+def _costs(run: RunDir, finished: Sequence[Cell]) -> pa.Table:
+    rows = []
+    for cell in finished:
+        mark = run.mark(cell)
+        for part, forwards in (mark.receipt["token_forwards"] if mark else {}).items():
+            target = cell["target"].split("+")
+            row = {"model": cell["model"], "revision": cell["revision"], "part": part, "token_forwards": forwards}
+            row |= {"target_in": target[0], "target_out": target[1], "seconds": mark.seconds if mark else None}
+            rows.append(row | {"peak_memory": mark.receipt["peak_memory"] if mark else None})
+    return make_table("patching_costs", rows)
