@@ -31,6 +31,11 @@ app = typer.Typer(
 
 GridFile = Annotated[Path | None, typer.Argument(metavar="[GRID]", help="Grid file (YAML); flags override it.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or the URI of one in an object store.")]
+RunOption = Annotated[
+    str | None,
+    typer.Option("--run", help="Run directory, or a URI such as s3://BUCKET/PREFIX; runs/NAME by default."),
+]
+Address = Annotated[str, typer.Option(help="auto, local, inprocess or HOST:PORT.")]
 FLAGS: dict[str, Any] = {
     "model": Annotated[
         list[str] | None,
@@ -157,7 +162,7 @@ def _console(stderr: bool = False) -> Any:
 @app.command()
 def demo(
     run: Annotated[str, typer.Option("--run", help="Run directory.")] = "runs/demo",
-    address: Annotated[str, typer.Option(help="auto, local, inprocess or HOST:PORT.")] = "local",
+    address: Address = "local",
 ) -> None:
     """Runs the main job on the embedded toy world (trained once, then cached).
 
@@ -215,11 +220,8 @@ def plan(spec: Any, as_json: Json = False) -> None:
 @grid_flags
 def run(
     spec: Any,
-    run: Annotated[
-        str | None,
-        typer.Option("--run", help="Run directory, or a URI such as s3://BUCKET/PREFIX; runs/NAME by default."),
-    ] = None,
-    address: Annotated[str, typer.Option(help="auto, local, inprocess or HOST:PORT.")] = "auto",
+    run: RunOption = None,
+    address: Address = "auto",
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
     rerun: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Forget this stage and those that build on it first.")
@@ -232,12 +234,31 @@ def run(
     _run(spec, run, address, only, rerun)
 
 
+@app.command()
+@grid_flags
+def patch(
+    spec: Any,
+    run: RunOption = None,
+    address: Address = "auto",
+) -> None:
+    """Runs the concept patching of a grid alone, or what is left of it, and prints what each checkpoint shows.
+
+    Example: `raypipe patch grids/emergence.yaml`
+    """
+    if spec.patching.table is None:
+        raise GridError(
+            "patching.table: is not set; name a concept table in the grid or with --set patching.table=FILE"
+        )
+    for stage in ("prompts", "patching"):
+        _run(spec, run, address, stage, None)
+
+
 def _run(spec: Any, run_dir: str | None, address: str, only: str | None, rerun: str | None) -> None:
     from raypipe import pipeline
     from raypipe.errors import CellsFailed
     from raypipe.progress import watcher
     from raypipe.results import open_run
-    from raypipe.show import summary
+    from raypipe.show import patching_summary, summary
 
     place = run_dir or f"runs/{spec.name}"
     watching = watcher(_console(stderr=True))
@@ -253,9 +274,12 @@ def _run(spec: Any, run_dir: str | None, address: str, only: str | None, rerun: 
     finally:
         watching.close()
     finished = open_run(place)
-    if only in (None, "scores", "report") and finished.report.is_file():
+    if only in (None, "scores", "patching", "report") and finished.report.is_file():
         console = _console()
-        console.print(summary(finished))
+        if only != "patching" and (finished.path / "scores/calign.parquet").is_file():
+            console.print(summary(finished))
+        if only != "scores" and (finished.path / "patching/checkpoints.parquet").is_file():
+            console.print(patching_summary(finished))
         console.print(f"report: {finished.report}", soft_wrap=True)
     if failed:
         raise failed
@@ -290,7 +314,7 @@ def status(run: RunPath, as_json: Json = False) -> None:
 @app.command()
 def show(
     run: RunPath,
-    what: Annotated[str, typer.Argument(help="calign, colap, similarity or concepts.")],
+    what: Annotated[str, typer.Argument(help="calign, colap, similarity, concepts or patching.")],
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     revision: Annotated[str | None, typer.Option(help="Only this revision.")] = None,
     layer: Annotated[int | None, typer.Option(help="Only this layer.")] = None,
@@ -311,8 +335,10 @@ def show(
         rows, columns = tables.scores(found, what, model, revision, layer, pair), of_scores[what]
     elif what == "concepts":
         rows, columns = tables.aligned(found, model, revision, layer, pair, concept), tables.ALIGNED
+    elif what == "patching":
+        rows, columns = tables.patching(found, model, revision, pair), tables.PATCHING
     else:
-        raise GridError(f"show {what}: expected calign, colap, similarity or concepts")
+        raise GridError(f"show {what}: expected calign, colap, similarity, concepts or patching")
     if as_json:
         _print_json([{name: value for name, value in row.items() if name != "words"} for row in rows])
     elif rows:

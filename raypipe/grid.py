@@ -297,6 +297,8 @@ class Grid(Part):
             if getattr(self, name) is None and not alone:
                 raise ValueError(f"{name}: is required; set it in the grid file or by a flag")
         self.patching.directions(self.languages)
+        if self.patching.table and self.dtype.compute == "float16":
+            raise ValueError("dtype.compute float16: patching needs small probabilities; set float32 or bfloat16")
         for model in self.models:
             for language in model.trained_on or ():
                 if language not in self.languages:

@@ -13,7 +13,6 @@ import pyarrow as pa
 from raypipe.columns import STATES, Column
 from raypipe.schemapatching import PATCHING
 
-
 _STR, _I32, _I64, _F64, _BOOL = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
 
 _WORD = (

@@ -41,6 +41,10 @@ SIMILARITY = _names(
     "model revision component? variant? layer source target measure k? value lo hi chance excess null_mean null_p items left_out? "
     "unpaired? reason?"
 )
+PATCHING = _names(
+    "model revision target_in target_out setting accuracy p_source nps_split effect_split effect_split_lo effect_split_hi effect_max "
+    "layer_max crossing gain_ability gain_behaviour emerged null_reason?"
+)
 SUMMARY = _names("model revision component source target layer calign null_calign coverage colap ceiling reason")
 PREFIXES = ("", "k", "M", "G", "T", "P")
 
@@ -132,6 +136,20 @@ def summary(run: Run) -> Table:
     title = f"best layer of the last revision at {fixed('calign')}, {also}"
     title += f"; COLAP at {fixed('colap')}" if "colap" in axes else ""
     return rows_table(rows, SUMMARY, f"{title} (null: shuffled dictionary; ceiling: permuted languages)")
+
+
+def patching(run: Run, model: str | None, revision: str | None, pair: str | None) -> list[dict[str, Any]]:
+    """Rows of the table `checkpoints` of patching; a pair `fr-es` is a target, and without one the means over targets come last."""
+    rows = select(run.patching(), model=model, revision=revision).to_pylist()
+    return [row for row in rows if pair in (None, f"{row['target_in']}-{row['target_out']}")]
+
+
+def patching_summary(run: Run) -> Table:
+    """Per checkpoint and setting the mean over all targets, or those of the only one."""
+    rows = patching(run, None, None, None)
+    over_all = [row for row in rows if row["target_in"] is None] or rows
+    title = "at split-half start layers; intervals cover the choice of concepts, not training seeds; third is the null"
+    return rows_table(over_all, [name for name in PATCHING if over_all == rows or "target" not in name], title)
 
 
 def status(run: Run) -> dict[str, Any]:

@@ -507,7 +507,10 @@ def test_show_concepts(finished: Path, command: Command) -> None:
 
 
 def test_show_of_what_is_not_there(finished: Path, command: Command) -> None:
-    assert command("show", finished, "shapes").error == "show shapes: expected calign, colap, similarity or concepts"
+    assert (
+        command("show", finished, "shapes").error
+        == "show shapes: expected calign, colap, similarity, concepts or patching"
+    )
     for flags in (["--model", "nobody"], ["--layer", "2"], ["--pair", "en-it"], ["--revision", "step-3"]):
         done = command("show", finished, "calign", *flags)
         assert done.code == 1

@@ -24,7 +24,7 @@ def write(
         for stage in ("corpus", "lexicon", "extract", "concepts")
     }
     done = {stage: [(cell, mark.receipt) for cell, mark in listed if mark] for stage, listed in marks.items()}
-    findings = signatures(tables, done)
+    findings = signatures(tables, done) if "calign" in tables else []
     counts: dict[str, Any] = {
         "sentences": {cell["lang"]: receipt["lines"] for cell, receipt in done["corpus"]},
         "words": {cell["lang"]: receipt["words"] for cell, receipt in done["corpus"]},
