@@ -154,7 +154,9 @@ def _set(data: dict[str, Any], field: str, value: Any) -> None:
     spot: Any = data
     *parents, last = field.split(".")
     for part in parents:
-        spot = spot[_index(part, spot, field)] if isinstance(spot, list) else spot.setdefault(part, {})
+        if isinstance(spot, dict) and spot.get(part) is None:
+            spot[part] = {}  # a frozen grid writes an absent section as null
+        spot = spot[_index(part, spot, field)] if isinstance(spot, list) else spot[part]
         if not isinstance(spot, dict | list):
             raise GridError(f"{field}: {part} is a plain value and has no fields")
     if isinstance(spot, list):

@@ -84,7 +84,7 @@ def keeps_position(tokenizer: Any, words: Sequence[str], name: str) -> list[bool
     return [of_whole[: len(of_cut)] == of_cut for of_whole, of_cut in zip(whole, cut, strict=True)]
 
 
-def firstids_of(tokenizer: Any, forms: Sequence[str]) -> list[tuple[int, ...]]:
+def first_ids(tokenizer: Any, forms: Sequence[str]) -> list[tuple[int, ...]]:
     """The ids that each form may start with after an opening quote: without and with a space before it.
 
     A lone space is none. A tokenizer that puts a space before every text is asked for the form behind a quote.
@@ -116,7 +116,7 @@ def token_sets(
 ) -> list[dict[str, tuple[int, ...]]]:
     """T(c, X): per concept and language the distinct ids that any of its forms may start with, in the order of the forms."""
     flat = [form for concept in forms for language in languages for form in concept[language]]
-    each = iter(firstids_of(tokenizer, flat))
+    each = iter(first_ids(tokenizer, flat))
     return [
         {language: tuple(dict.fromkeys(i for _ in concept[language] for i in next(each))) for language in languages}
         for concept in forms

@@ -1,0 +1,489 @@
+"""The stages prompts and patching on tiny random decoders: what is written, and that it is what the definitions say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_models
+from conftest import Done
+
+import raypipe
+from raypipe.errors import CellsFailed, GridError, InputError
+from raypipe.gridpatching import source_pairs
+from raypipe.stages.patching_rows import Target
+
+LANGUAGES = ("en", "de", "fr", "es", "it")
+CONCEPTS = 24
+PAIRS = 10
+FLAT = ("curves", "checkpoints", "transitions", "strata")
+
+
+def word(language: str, concept: int) -> str:
+    """The word of a concept; what it starts with tells the concept. Concept 3 is called the same in German and French."""
+    language = "de" if (language, concept) == ("fr", 3) else language
+    return chr(97 + concept) + {"en": "x", "de": "yz", "fr": "zyx", "es": "xy", "it": "zz"}[language]
+
+
+def save_decoder(folder: Path, kind: str = "qwen2", seed: int = 0) -> None:
+    """A random decoder of four blocks with its head."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tiny_models.save_model(folder, kind, seed=seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+
+
+class World:
+    """A table, two checkpoints of a decoder, and a grid."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for seed, step in enumerate(("step-0", "step-10")):
+            save_decoder(path / "model" / step, seed=seed)
+        rows = [[f"c_{c}", *(f"{word(x, c)}|{word(x, c)}s" for x in LANGUAGES)] for c in range(CONCEPTS)]
+        text = "\n".join(",".join(row) for row in [["concept", *LANGUAGES], *rows])
+        (path / "table.csv").write_text(text + "\n", encoding="utf-8")
+
+    def grid(self, **changed: Any) -> raypipe.Grid:
+        """The grid, with fields of `patching` changed by their names, others by `grid`."""
+        outer = changed.pop("grid", {})
+        patching: dict[str, Any] = {
+            "table": str(self.path / "table.csv"),
+            "targets": ["de-fr", "fr-en"],
+            "pairs": PAIRS,
+            "shots": 2,
+            "generate": 3,
+            "resamples": 100,
+        }
+        fields: dict[str, Any] = {
+            "name": "tiny",
+            "models": [{"name": "tiny", "path": str(self.path / "model"), "revisions": ["all"]}],
+            "languages": LANGUAGES,
+            "patching": patching | changed,
+        }
+        return raypipe.Grid(**(fields | outer))
+
+
+@pytest.fixture(scope="session")
+def patching_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("patching"))
+
+
+@pytest.fixture(scope="session")
+def finished(patching_world: World, tmp_path_factory: pytest.TempPathFactory) -> raypipe.Run:
+    return raypipe.run(patching_world.grid(), tmp_path_factory.mktemp("run"), "inprocess")
+
+
+def part(run: raypipe.Run, table: str, target: str = "de+fr", revision: str = "step-10") -> Any:
+    folder = run.path / f"patching/parts/model=tiny/revision={revision}/target={target}"
+    return pq.read_table(folder / f"{table}.parquet").to_pandas()
+
+
+def design(run: raypipe.Run, table: str) -> list[dict[str, Any]]:
+    return pq.read_table(run.path / f"patching/prompts/model=tiny/{table}.parquet").to_pylist()
+
+
+def test_the_prompts_in_the_run_are_those_of_the_definition(finished: raypipe.Run) -> None:
+    pairs, prompts = design(finished, "pairs"), design(finished, "prompts")
+    assert [row["pair"] for row in pairs] == list(range(PAIRS))
+    target = next(row for row in prompts if (row["role"], row["lang_in"], row["pair"]) == ("target", "de", 4))
+    number = {f"c_{c}": c for c in range(CONCEPTS)}
+    shots = [number[c] for c in pairs[4]["target_shots"]]
+    lines = [f'Deutsch: "{word("de", c)}" - Français: "{word("fr", c)}"\n' for c in shots]
+    asked = word("de", number[pairs[4]["target_concept"]])
+    assert target["text"] == "".join(lines) + f'Deutsch: "{asked}" - Français: "'
+    # Shots of one pair are the same ten concepts in every language; those of the sources are others.
+    assert set(pairs[4]["target_shots"]).isdisjoint(pairs[4]["source_shots"])
+    read = {(row["lang_in"], row["lang_out"]) for row in prompts if row["role"] == "source"}
+    wanted = {("de", "fr"), ("fr", "en"), ("en", "en"), ("fr", "fr")}
+    assert read == wanted | {p for t in (("de", "fr"), ("fr", "en")) for p in source_pairs("seen", t, LANGUAGES)}
+
+
+def test_pairs_are_admissible_for_each_tokenizer(patching_world: World, tmp_path: Path, finished: raypipe.Run) -> None:
+    """T7, with byte-level pieces and with pieces that carry their space."""
+    from raypipe.models.load import load_tokenizer
+    from raypipe.models.locate import Checkpoint
+    from raypipe.models.prompts import token_sets
+
+    save_decoder(tmp_path / "llama", "llama")
+    models = [{"name": "tiny", "path": str(tmp_path / "llama")}]
+    other = raypipe.run(patching_world.grid(grid={"models": models}), tmp_path / "run", "inprocess", only="prompts")
+    for run, folder in ((finished, patching_world.path / "model/step-10"), (other, tmp_path / "llama")):
+        tokenizer = load_tokenizer(Checkpoint("m", "main", str(folder), False, None))
+        forms = [{x: (word(x, c), f"{word(x, c)}s") for x in LANGUAGES} for c in range(CONCEPTS)]
+        sets = {
+            f"c_{c}": set().union(*found.values()) for c, found in enumerate(token_sets(tokenizer, forms, LANGUAGES))
+        }
+        rows = design(run, "pairs")
+        for row in rows:
+            source, target, third = (sets[row[f"{name}_concept"]] for name in ("source", "target", "third"))
+            assert source.isdisjoint(target)
+            assert third.isdisjoint(source | target)
+            assert row["third_concept"] == rows[row["third_pair"]]["source_concept"]
+        assert len({(row["source_concept"], row["target_concept"]) for row in rows}) == PAIRS
+
+
+def hooked(model: Any, ids: Any, position: int, states: Any, start: int) -> Any:
+    """Log-probabilities behind a prompt, the outputs of blocks from `start` on replaced at one position; and all block outputs."""
+    import torch
+
+    seen, hooks = [], []
+
+    def hook(at: int) -> Callable[..., Any]:
+        def call(_module: Any, _args: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = hidden.clone()
+            if states is not None and at >= start:
+                hidden[0, position] = states[at]
+            seen.append(hidden[0, position])
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return call
+
+    try:
+        hooks = [block.register_forward_hook(hook(at)) for at, block in enumerate(model.model.layers)]
+        with torch.inference_mode():
+            logits = model(torch.tensor([list(ids)])).logits[0, -1].float()
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return torch.log_softmax(logits, -1), torch.stack(seen)
+
+
+def test_the_scores_are_those_of_one_prompt_after_the_other(finished: raypipe.Run, patching_world: World) -> None:
+    """Every setting at two start layers, with plain hooks, one prompt at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = patching_world.path / "model/step-10"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    pairs = design(finished, "pairs")
+    prompts = {(r["role"], r["lang_in"], r["lang_out"], r["pair"]): r for r in design(finished, "prompts")}
+    scores = part(finished, "scores").set_index(["setting", "layer", "pair"])
+
+    def read(pair: int, a: str, b: str, role: str = "source") -> Any:
+        row = prompts[role, a, b, pair]
+        return hooked(model, tokenizer(row["text"])["input_ids"], row["write_pos"], None, 0)
+
+    def probability(found: Any, concept: str, language: str) -> float:
+        forms = [word(language, int(concept[2:])), word(language, int(concept[2:])) + "s"]
+        spelled = [tokenizer(text, add_special_tokens=False)["input_ids"] for f in forms for text in (f, f" {f}")]
+        space = tokenizer(" ", add_special_tokens=False)["input_ids"]
+        return sum(float(torch.exp(found[i])) for i in {ids[0] for ids in spelled if [ids[0]] != space})
+
+    for n in (0, 7):
+        row = pairs[n]
+        third = row["third_pair"]
+        mean = {
+            "seen": [read(n, a, b)[1] for a, b in source_pairs("seen", ("de", "fr"), LANGUAGES)],
+            "third": [read(third, a, b)[1] for a, b in source_pairs("seen", ("de", "fr"), LANGUAGES)],
+            "tgt": [read(n, "de", "fr")[1]],
+            "en_en": [read(n, "en", "en")[1]],
+            "self": [read(n, "fr", "fr")[1]],
+            "tgt_tgt": [read(n, "de", "fr", "target")[1]],
+        }
+        shown = prompts["target", "de", "fr", n]
+        for setting, states in mean.items():
+            for start in (0, 2):
+                ids = tokenizer(shown["text"])["input_ids"]
+                found, _ = hooked(model, ids, shown["write_pos"], torch.stack(states).mean(0), start)
+                ours = scores.loc[setting, start, n]
+                for at, language in enumerate(LANGUAGES):
+                    assert ours.p_src[at] == pytest.approx(
+                        probability(found, row["source_concept"], language), abs=1e-6
+                    )
+                    assert ours.p_tgt[at] == pytest.approx(
+                        probability(found, row["target_concept"], language), abs=1e-6
+                    )
+                assert ours.p_third == pytest.approx(probability(found, row["third_concept"], "fr"), abs=1e-6)
+        clean = probability(read(n, "de", "fr")[0], row["source_concept"], "fr")
+        assert scores.loc["src_unpatched", -1, n].p_src[2] == pytest.approx(clean, abs=1e-6)
+    assert scores.loc["seen", 0, 0].n_sources == 2  # es and it are left
+    assert scores.loc["tgt_tgt", 0, 0].n_sources == 1
+
+
+def test_the_identity_patch_changes_nothing_and_the_last_layer_is_the_clean_run(finished: raypipe.Run) -> None:
+    scores, answers = part(finished, "scores"), part(finished, "answers")
+    clean = np.stack(scores[scores.setting == "tgt_unpatched"].p_src)
+    for setting in ("tgt_tgt", "seen", "third"):
+        mine = scores[scores.setting == setting]
+        layers = sorted(mine.layer.unique()) if setting == "tgt_tgt" else [3]
+        for layer in layers:
+            assert np.stack(mine[mine.layer == layer].p_src) == pytest.approx(clean, abs=1e-6)
+            raw = answers[(answers.setting == setting) & (answers.layer == layer)].raw.tolist()
+            assert raw == answers[answers.setting == "tgt_unpatched"].raw.tolist()
+
+
+def test_the_summary_agrees_with_the_rows(finished: raypipe.Run) -> None:
+    scores, curves, answers = (part(finished, name) for name in ("scores", "curves", "answers"))
+    of = curves[(curves.setting == "seen") & (curves.layer == 1)].set_index("measure")
+    mine = scores[(scores.setting == "seen") & (scores.layer == 1)]
+    null = scores[(scores.setting == "third") & (scores.layer == 1)]
+    french = [float(row[2]) for row in mine.p_src]
+    assert of.loc["p_source", "mean"] == pytest.approx(np.mean(french))
+    assert of.loc["effect", "mean"] == pytest.approx(np.mean(french) - np.mean([float(row[2]) for row in null.p_src]))
+    assert of.loc["p_source", "lo"] <= of.loc["p_source", "mean"] <= of.loc["p_source", "hi"]
+    exact = answers[(answers.setting == "seen") & (answers.layer == 1)].exact
+    assert of.loc["accuracy", "mean"] == exact.mean()
+    others = curves[(curves.setting == "seen") & (curves.layer == 1) & (curves.measure == "p_source_other")]
+    assert others.lang.tolist() == ["en", "de", "es", "it"]
+    transitions = part(finished, "transitions")
+    assert set(transitions.groupby("setting")["count"].sum()) == {PAIRS}
+    assert transitions.groupby("setting").share.sum().to_numpy() == pytest.approx(1)
+
+
+def test_exclusive_sums_leave_out_what_the_output_language_starts_with(finished: raypipe.Run) -> None:
+    # Forms of a concept start with the same letter in all languages, so nothing is left of them.
+    scores = part(finished, "scores")
+    assert np.stack(scores.p_srcx)[:, 2].max() == 0
+    assert (np.stack(scores.p_srcx) <= np.stack(scores.p_src) + 1e-7).all()
+    assert np.stack(scores.p_src).max() <= 1
+
+
+def test_means_over_targets_weigh_each_the_same(finished: raypipe.Run) -> None:
+    table = finished.patching("curves").to_pandas()
+    mine = table[
+        (table.revision == "step-0") & (table.setting == "tgt") & (table.layer == 1) & (table.measure == "p_source")
+    ]
+    single, over = mine[mine.target_in.notna()], mine[mine.target_in.isna()]
+    assert len(single) == 2
+    assert over["mean"].item() == pytest.approx(single["mean"].mean())
+
+
+def test_a_random_model_shows_no_effect(finished: raypipe.Run) -> None:
+    """T11: the interval of the effect holds 0 at every layer, and nothing emerges."""
+    table = finished.patching("checkpoints").to_pandas()
+    seen = table[(table.setting == "seen") & (table.revision == "step-0")]
+    assert (seen.effect_split_lo <= 0).all()
+    assert set(table[table.setting == "third"].emerged) == {None}
+    missing = table[(table.setting == "self") & (table.target_out == "en")]
+    assert set(missing.null_reason) == {"no_source_languages"}
+
+
+def files(run: Path) -> dict[str, bytes]:
+    """Every table of patching but the costs, which tell seconds."""
+    return {
+        str(file.relative_to(run)): file.read_bytes()
+        for file in sorted((run / "patching").rglob("*.parquet"))
+        if file.name != "costs.parquet"
+    }
+
+
+def test_after_an_interruption_the_tables_are_the_same_bytes(
+    finished: raypipe.Run, patching_world: World, tmp_path: Path
+) -> None:
+    """T15: whatever part was finished; the targets of a checkpoint that are left need fewer sources than all did."""
+    expected = files(finished.path)
+    shutil.copytree(finished.path, tmp_path / "run")
+    marks = tmp_path / "run/_done/patching/model=tiny"
+    (marks / "revision=step-0/target=de+fr.json").unlink()
+    shutil.rmtree(marks / "revision=step-10")
+    shutil.rmtree(tmp_path / "run/patching/parts/model=tiny/revision=step-10")
+    again = raypipe.run(patching_world.grid(), tmp_path / "run", "inprocess")
+    assert files(again.path) == expected
+
+
+def test_targets_are_added_and_settings_are_not(finished: raypipe.Run, patching_world: World, tmp_path: Path) -> None:
+    one = raypipe.run(patching_world.grid(targets=["fr-en"]), tmp_path / "run", "inprocess")
+    assert one.patching().to_pandas().target_in.unique().tolist() == ["fr"]
+    both = raypipe.run(patching_world.grid(), tmp_path / "run", "inprocess")
+    assert files(both.path) == files(finished.path)
+    with pytest.raises(raypipe.pipeline.FingerprintMismatch, match=r"was made with patching.generate = 3, now 4"):
+        raypipe.run(patching_world.grid(generate=4), tmp_path / "run", "inprocess")
+
+
+def test_the_sources_are_paid_by_the_target_that_needed_them_first(finished: raypipe.Run) -> None:
+    table = finished.patching("costs").to_pandas()
+    assert set(table.part) == {"source", "clean", "slots", "patched"}
+    assert (table.peak_memory > 0).all()
+    # The first target of a checkpoint runs the sources of all; the second finds them there.
+    sources = table[(table.part == "source") & (table.revision == "step-0")].set_index("target_in").token_forwards
+    assert sources["de"] > 0
+    assert sources["fr"] == 0
+
+
+def test_forms_are_told_apart_in_the_strata(finished: raypipe.Run) -> None:
+    strata = part(finished, "strata")
+    form = strata[(strata.stratum == "form") & (strata.setting == "seen") & (strata.measure == "p_source")]
+    assert form.n_pairs.sum() == PAIRS
+    pairs = design(finished, "pairs")
+    cognates = sum(row["source_concept"] == "c_3" for row in pairs)
+    assert form[form.level == "cognate"].n_pairs.sum() == cognates
+
+
+def test_known_forms_of_a_pair_come_from_the_table() -> None:
+    from raypipe.interop.concepttable import Concept
+
+    concepts = {
+        "s": Concept("s", {"fr": ("avocat",), "es": ("abogado",), "en": ("lawyer",), "de": ("Anwalt",)}),
+        "v": Concept("v", {"fr": ("avocat", "poire"), "es": ("aguacate",), "en": ("avocado",), "de": ("Avocado",)}),
+        "t": Concept("t", {"fr": ("maison",), "es": ("casa", "hogar"), "en": ("house",), "de": ("Haus",)}),
+        "u": Concept("u", {"fr": ("chat",), "es": ("gato",), "en": ("cat",), "de": ("Katze",)}),
+    }
+    row = {
+        "pair": 0, "source_concept": "s", "target_concept": "t", "third_concept": "u", "target_shots": ["u"], "source_shots": ["v"],
+        "shot_collision": ["es"], "partial_char": False,
+    }  # fmt: skip
+    sets = {c: {x: (ord(c),) for x in ("en", "fr", "es", "de")} for c in concepts}
+    target = Target([row], concepts, sets, ("en", "fr", "es", "de"), ("fr", "es"))
+    known = target.words(0)
+    assert (known.gold, known.source, known.visible, known.target) == (
+        ("abogado",),
+        "avocat",
+        "maison",
+        ("casa", "hogar"),
+    )
+    assert (known.english, known.wrong_language, known.senses, known.shots) == (
+        ("lawyer",),
+        ("avocat", "Anwalt"),
+        ("aguacate",),
+        ("gato",),
+    )
+    assert target.strata([4]) == {
+        "form": ["different"],
+        "polysemy": ["2+"],
+        "sub_tokens": ["3+"],
+        "shot_collision": ["true"],
+        "partial_char": ["false"],
+    }
+    assert target.overlap([("de", "en")]) == [1.0]
+
+
+# --- what is refused
+
+
+def refused(error: type[Exception], message: str, grid: raypipe.Grid, place: Path) -> None:
+    with pytest.raises(error, match=message):
+        raypipe.run(grid, place, "inprocess")
+
+
+def test_a_grid_without_a_decoder_cannot_be_patched(patching_world: World, tmp_path: Path) -> None:
+    tiny_models.save_model(tmp_path / "bert", "bert")
+    models = [{"name": "bert", "path": str(tmp_path / "bert")}]
+    refused(
+        GridError,
+        "patching.table: none of the models is a decoder",
+        patching_world.grid(grid={"models": models}),
+        tmp_path / "r",
+    )
+
+
+def test_two_revisions_with_the_same_weights_are_refused(patching_world: World, tmp_path: Path) -> None:
+    for step in ("step-1", "step-2"):
+        shutil.copytree(patching_world.path / "model/step-0", tmp_path / "m" / step)
+    models = [{"name": "m", "path": str(tmp_path / "m"), "revisions": "all"}]
+    grid = patching_world.grid(grid={"models": models})
+    refused(
+        GridError, r"models.m.revisions: step-1 and step-2 hold the same weights; leave one out", grid, tmp_path / "r"
+    )
+
+
+def test_another_vocabulary_within_a_model_fails_its_cells(patching_world: World, tmp_path: Path) -> None:
+    shutil.copytree(patching_world.path / "model", tmp_path / "m")
+    file = tmp_path / "m/step-0/tokenizer.json"
+    held = json.loads(file.read_text())
+    vocabulary = held["model"]["vocab"]
+    a, b = "x", "y"
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    file.write_text(json.dumps(held))
+    models = [{"name": "m", "path": str(tmp_path / "m"), "revisions": "all"}]
+    grid = patching_world.grid(grid={"models": models}, targets=["de-fr"])
+    refused(
+        CellsFailed, "its tokenizer has another vocabulary than that of the model's last revision", grid, tmp_path / "r"
+    )
+
+
+def test_a_language_without_a_name_is_refused(patching_world: World, tmp_path: Path) -> None:
+    text = (patching_world.path / "table.csv").read_text().replace("concept,en", "concept,xx")
+    (tmp_path / "t.csv").write_text(text)
+    grid = patching_world.grid(table=str(tmp_path / "t.csv"), grid={"languages": ["xx", "de", "fr"]}, targets="all")
+    refused(
+        GridError, "patching.names: how xx calls itself is not known; add it, such as {xx: …}", grid, tmp_path / "r"
+    )
+
+
+def test_a_table_that_is_too_short_is_refused(patching_world: World, tmp_path: Path) -> None:
+    refused(
+        InputError, "24 concepts have a form in .*; expected at least 42", patching_world.grid(shots=20), tmp_path / "r"
+    )
+    refused(CellsFailed, "552 admissible concept pairs, expected 553", patching_world.grid(pairs=553), tmp_path / "q")
+
+
+def test_too_many_words_that_merge_with_their_quote_are_refused(patching_world: World) -> None:
+    import test_prompts
+
+    from raypipe.stages.prompts import read_table, usable
+
+    words = [word(x, c) for x in LANGUAGES for c in range(CONCEPTS)]
+    signs = ["_", '"', ":", "-", "\n", "|", *map(chr, range(97, 123)), *"EDFIngñlishDeutchFraçoEpltiano"]
+    table, grid = read_table(patching_world.grid()), patching_world.grid()
+    kept, _, removed = usable(test_prompts.by_list(*dict.fromkeys([*signs, f'{words[0]}"'])), grid, table)
+    assert (len(kept), removed) == (CONCEPTS - 1, 1)
+    bad = test_prompts.by_list(*dict.fromkeys([*signs, *(f'{w}"' for w in words[:3])]))
+    with pytest.raises(
+        InputError, match="3 of 24 concepts have a word that this tokenizer merges with its quote, more than 5%"
+    ):
+        usable(bad, grid, table)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"patching": {"targets": ["de-xx"], "table": "t"}},
+            "patching.targets: de-xx is not made of two of the languages en, de, fr",
+        ),
+        ({"patching": {"table": "t", "settings": []}}, "patching.settings: is empty"),
+        ({"patching": {}}, "corpus: is required; set it in the grid file or by a flag"),
+        ({"corpus": {"path": "{lang}"}}, "lexicon: is required; set it in the grid file or by a flag"),
+        (
+            {"dtype": {"compute": "float16"}},
+            "dtype.compute float16: patching needs small probabilities; set float32 or bfloat16",
+        ),
+        (
+            {"models": [{"name": "m", "path": "p", "trained_on": ["fi"]}]},
+            "models.m.trained_on: fi is not one of the languages",
+        ),
+    ],
+)
+def test_a_mistake_in_the_grid_is_one_line(changed: dict[str, Any], message: str, patching_world: World) -> None:
+    with pytest.raises(GridError, match=message):
+        patching_world.grid(grid=changed)
+
+
+def test_a_grid_reads_back_with_its_table_made_absolute(patching_world: World, tmp_path: Path) -> None:
+    from raypipe.gridfile import load_grid
+
+    (tmp_path / "g.yaml").write_text(
+        patching_world.grid().to_yaml().replace(str(patching_world.path / "table.csv"), "t.csv")
+    )
+    assert load_grid(tmp_path / "g.yaml").patching.table == str(tmp_path / "t.csv")
+
+
+def test_the_command_patches_and_shows(
+    command: Callable[..., Done], finished: raypipe.Run, patching_world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "g.yaml").write_text(patching_world.grid().to_yaml())
+    done = command("patch", tmp_path / "g.yaml", "--run", finished.path, "--address", "inprocess")
+    assert done.code == 0
+    assert "intervals cover the choice of concepts, not training seeds" in done.out
+    shown = json.loads(
+        command("show", finished.path, "patching", "--pair", "fr-en", "--revision", "step-10", "--json").out
+    )
+    assert {row["setting"] for row in shown} >= {"seen", "third", "src_unpatched", "self"}
+    assert command("patch", "--set", "patching.table=null", tmp_path / "g.yaml").error.startswith("corpus: is required")
+    alone = ["--set", "corpus.path={lang}", "--set", "lexicon.induce=eflomal", "--set", "patching.table=null"]
+    assert command("patch", tmp_path / "g.yaml", *alone).error.startswith(
+        "patching.table: is not set; name a concept table"
+    )
+    with pytest.raises(raypipe.errors.RunError, match="no table moods of patching; expected checkpoints, curves"):
+        finished.patching("moods")

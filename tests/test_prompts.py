@@ -1,0 +1,197 @@
+"""Prompts, positions and token sets, and where in training a checkpoint's name puts it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny_models
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from raypipe.errors import ModelError
+from raypipe.gridpatching import source_pairs
+from raypipe.models.prompts import (
+    PromptText,
+    decode,
+    encode,
+    first_ids,
+    ids_of,
+    keeps_position,
+    partial_characters,
+    prompt,
+    token_sets,
+)
+from raypipe.models.schedule import Progress, progress, sampled
+
+
+def fast(backend: Tokenizer, **names: str) -> Any:
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{"unk_token": "<unk>", "pad_token": "<pad>", **names})
+
+
+def by_list(*pieces: str, prefix_space: bool = False) -> Any:
+    """A tokenizer that takes the longest of the given pieces; `_` in them is a space."""
+    vocabulary = {piece.replace("_", "▁"): i for i, piece in enumerate(["<unk>", "<pad>", *pieces])}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>", continuing_subword_prefix=""))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if prefix_space else "never", split=False)
+    return fast(backend)
+
+
+def test_a_prompt_is_its_shots_and_the_query_up_to_the_opening_quote() -> None:
+    found = prompt([("gato", "chat")], "casa", "Español", "Français")
+    assert found.text == 'Español: "gato" - Français: "chat"\nEspañol: "casa" - Français: "'
+    assert found.text[: found.cut] == 'Español: "gato" - Français: "chat"\nEspañol: "casa'
+    assert prompt([], "cat", "English", "English").text == 'English: "cat" - English: "'
+
+
+def test_the_position_is_the_last_id_of_the_cut_prompt() -> None:
+    tokenizer = fast(tiny_models.bare_bytes())
+    texts = [prompt([("dog", "Hund")], word, "English", "Deutsch") for word in ("fox", "window")]
+    for encoded, text, word in zip(encode(tokenizer, texts, ["fox", "window"]), texts, ["fox", "window"], strict=True):
+        assert tokenizer.decode(encoded.ids) == text.text
+        assert tokenizer.decode(encoded.ids[: encoded.position + 1]) == text.text[: text.cut]
+        last = encoded.ids[encoded.position + 1 - encoded.sub_tokens : encoded.position + 1]
+        assert tokenizer.decode(last) == word
+
+
+def test_what_the_tokenizer_puts_first_stays_and_what_it_puts_last_goes() -> None:
+    tokenizer = fast(tiny_models.byte_level(), eos_token="</s>", bos_token="<s>")
+    [ids] = ids_of(tokenizer, ["fox"])
+    assert (ids[0], ids[-1] == 2) == (0, False)
+    assert ids_of(tokenizer, ["fox"], special=False) == [ids[1:]]
+    assert ids_of(tokenizer, []) == []
+
+
+def test_a_word_that_merges_with_its_quote_has_no_position() -> None:
+    tokenizer = by_list("A", ":", "_", '"', "-", "cat", "dog", 'dog"', "\n")
+    texts = [prompt([], word, "A", "A") for word in ("cat", "dog")]
+    assert keeps_position(tokenizer, ["cat", "dog"], "A") == [True, False]
+    assert encode(tokenizer, texts[:1], ["cat"])[0].sub_tokens == 1
+    with pytest.raises(ModelError, match="the tokenizer merges 'dog' with the quote after it; leave its concept out"):
+        encode(tokenizer, texts, ["cat", "dog"])
+
+
+def test_a_token_set_holds_the_first_ids_without_and_with_a_space_and_no_lone_space() -> None:
+    tokenizer = by_list("_", '"', "cat", "_cat", "c", "dog")
+    ids = dict(tokenizer.get_vocab().items())
+    # " dog" begins with the lone space, which says nothing of the word.
+    assert first_ids(tokenizer, ["cat", "dog"]) == [(ids["cat"], ids["▁cat"]), (ids["dog"],)]
+    forms = [{"en": ("cat", "dog", "cat"), "de": ("dog",)}]
+    assert token_sets(tokenizer, forms, ["en", "de"]) == [
+        {"en": (ids["cat"], ids["▁cat"], ids["dog"]), "de": (ids["dog"],)}
+    ]
+
+
+def test_a_tokenizer_that_puts_a_space_before_every_text_is_asked_behind_a_quote() -> None:
+    tokenizer = by_list("_", '_"', '"', "cat", "_cat", "c", "at", prefix_space=True)
+    ids = tokenizer.get_vocab()
+    assert first_ids(tokenizer, ["cat"]) == [(ids["cat"],)]
+    merging = by_list("_", '_"', '"', "cat", "_cat", '_"cat', prefix_space=True)
+    with pytest.raises(ModelError, match="puts a space before every text and merges a quote with 'cat'"):
+        first_ids(merging, ["cat"])
+
+
+def test_tokens_that_are_a_part_of_a_character_are_found() -> None:
+    tokenizer = fast(tiny_models.bare_bytes())
+    whole, part = first_ids(tokenizer, ["fox"])[0][0], first_ids(tokenizer, ["한"])[0][0]
+    assert partial_characters(tokenizer, [whole, part]) == {part}
+    assert partial_characters(tokenizer, []) == frozenset()
+
+
+def test_answers_are_decoded_without_special_tokens() -> None:
+    import numpy as np
+
+    tokenizer = fast(tiny_models.byte_level(), eos_token="</s>")
+    ids = [*ids_of(tokenizer, ['fox"'], special=False)[0], 2]
+    assert decode(tokenizer, [np.array(ids, np.int32)]) == ['fox"']
+
+
+REFERENCE = ("en", "fr", "de", "es", "it", "zh", "ru", "yue", "ja")  # eight without English, as in the released code
+
+
+@pytest.mark.parametrize(
+    ("target", "trained", "expected"),
+    [
+        (("fr", "es"), REFERENCE, 30),  # 6 * 5
+        (("fr", "en"), REFERENCE, 42),  # 7 * 6
+        (("sw", "cy"), REFERENCE, 56),  # 8 * 7
+        (("es", "pt"), ("en", "es", "pt", "ru"), 0),  # one language is left
+    ],
+)
+def test_seen_is_every_ordered_pair_of_the_languages_left(
+    target: tuple[str, str], trained: tuple[str, ...], expected: int
+) -> None:
+    pairs = source_pairs("seen", target, trained)
+    assert len(pairs) == len(set(pairs)) == expected
+    assert all(a != b and not {a, b} & {"en", *target} for a, b in pairs)
+
+
+def test_the_other_settings_read_one_prompt_or_none() -> None:
+    trained = ("en", "fr", "es")
+    assert source_pairs("tgt", ("fr", "es"), trained) == [("fr", "es")]
+    assert source_pairs("tgt_tgt", ("fr", "es"), trained) == []
+    assert source_pairs("en_en", ("fr", "es"), trained) == [("en", "en")]
+    assert source_pairs("en_en", ("fr", "es"), ("fr", "es")) == []
+    assert source_pairs("self", ("fr", "es"), trained) == [("es", "es")]
+    assert source_pairs("self", ("fr", "en"), trained) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("stage1-step1000-tokens5B", Progress(1, 1000, 5e9)),
+        ("step1000-tokens5B", Progress(1, 1000, 5e9)),
+        ("stage2-ingredient1-step1000-tokens3B", None),
+        ("step50000-tokens1.5T", Progress(1, 50000, 1.5e12)),
+        ("global_step1000", Progress(1, 1000, None)),
+        ("step-001200", Progress(1, 1200, None)),
+        ("iter_300", Progress(1, 300, None)),
+        ("main", None),
+        ("random:0", None),
+    ],
+)
+def test_a_name_says_where_in_training_a_checkpoint_stands(name: str, expected: Progress | None) -> None:
+    assert progress(name) == expected
+
+
+def steps(count: int) -> list[str]:
+    """Names as they were once listed: early ones without the stage, in no order, with others among them."""
+    names = [f"{'' if i < 3 else 'stage1-'}step{i * 1000}-tokens{i * 4 + 1}B" for i in range(count)]
+    return [*names[::-1], "main", "stage2-step1000-tokens9B", "long-context"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        ("all", range(53)),
+        ("eurollm", [*range(10), *range(10, 20, 2), *range(20, 53, 5), 52]),
+        ("olmo", [*range(10), *range(10, 20, 2), 20, 40, 52]),
+        ("apertus", [*range(10), *range(10, 20, 2), 20, 25, 30, 40, 50, 52]),
+    ],
+)
+def test_a_policy_keeps_the_indices_that_its_stride_divides_and_the_last(policy: str, kept: Any) -> None:
+    found, unread = sampled(steps(53), policy)
+    assert [int(name.partition("step")[2].partition("-")[0]) // 1000 for name in found] == list(kept)
+    assert unread == ["main", "long-context"]
+
+
+def test_log_tokens_spreads_names_evenly_in_the_logarithm() -> None:
+    names = [f"step{2**i}-tokens{2**i}B" for i in range(9)]
+    assert sampled(names, "log_tokens:5")[0] == [names[i] for i in (0, 2, 4, 6, 8)]
+
+
+@pytest.mark.parametrize(
+    ("names", "policy", "message"),
+    [
+        (["main", "x"], "all", "none of 2 checkpoints says its step, as step1000 does; name each revision"),
+        (["step1", "step01"], "all", "checkpoints step1 and step01 say the same step; name each revision"),
+        (["step1"], "some", "sampling policy 'some': expected one of all, apertus, eurollm, olmo or log_tokens:K"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(names: list[str], policy: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        sampled(names, policy)
+
+
+def test_a_prompt_text_knows_its_cut() -> None:
+    assert prompt([], "a", "X", "Y") == PromptText('X: "a" - Y: "', 5)
