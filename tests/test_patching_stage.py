@@ -481,7 +481,7 @@ def test_the_command_patches_and_shows(
     )
     assert {row["setting"] for row in shown} >= {"seen", "third", "src_unpatched", "self"}
     assert command("patch", "--set", "patching.table=null", tmp_path / "g.yaml").error.startswith("corpus: is required")
-    alone = ["--set", "corpus.path={lang}", "--set", "lexicon.induce=eflomal", "--set", "patching.table=null"]
+    alone = ["--set", "corpus.path='{lang}'", "--set", "lexicon.induce=eflomal", "--set", "patching.table=null"]
     assert command("patch", tmp_path / "g.yaml", *alone).error.startswith(
         "patching.table: is not set; name a concept table"
     )
