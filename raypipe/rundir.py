@@ -172,6 +172,10 @@ class RunDir:
     def _target(self, name: str) -> Place:
         if self._lease is not None:
             self._lease.check()
+        if isinstance(self.path, Path) and not (self.path / name).parent.resolve().is_relative_to(self.path.resolve()):
+            raise RunError(
+                f"{self.path / name}: leads out of the run by a link; remove the link, or choose another --run"
+            )
         return self.path / name
 
     def write_json(self, name: str, value: Any) -> dict[str, Any]:
