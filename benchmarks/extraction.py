@@ -18,8 +18,10 @@ changes less. With --memory instead the summed peak memory of driver and actors,
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import os
+import pstats
 import statistics
 import subprocess
 import sys
@@ -67,7 +69,10 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=XLM_R_VOCABULARY, help="of that model")
     parser.add_argument("--dtype", choices=TARGETS, action="append", help="both by default")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="only list where ours spends its processor time")
+    parser.add_argument(
+        "--memory", action="store_true", help="only the peak memory, for once and ten times the sentences"
+    )
     parser.add_argument(
         "--times", type=int, help="with --memory, only the peak for so many times the sentences, in bytes"
     )
@@ -87,7 +92,7 @@ def main() -> None:
             print(peak(place, model, lines * options.times))
             return
         for dtype in options.dtype or TARGETS:
-            compare(place, model, lines, dtype, options)
+            (profile if options.profile else compare)(place, model, lines, dtype, options)
 
 
 def base_size(source: Path, target: Path, vocabulary: int) -> Path:
@@ -285,6 +290,15 @@ def compare(place: Path, model: Path, lines: list[str], dtype: str, options: arg
     summary(dtype, rates, best)
 
 
+def profile(place: Path, model: Path, lines: list[str], dtype: str, _options: argparse.Namespace) -> None:
+    """Prints the functions in which the second run of the stages corpus and extract spends most, loading the model included."""
+    with connect("inprocess", Resources(1, 0, 1, 0)) as here:
+        stage(place, model, lines, dtype, here, 1)
+        profiler = cProfile.Profile(time.process_time)
+        profiler.runcall(stage, place, model, lines, dtype, here, 1)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(16)
+
+
 def timed(function: Callable[..., None], *given: Any) -> Callable[[], Seconds]:
     def run() -> Seconds:
         began, processor = time.perf_counter(), time.process_time()
@@ -296,15 +310,19 @@ def timed(function: Callable[..., None], *given: Any) -> Callable[[], Seconds]:
 
 def summary(dtype: str, rates: dict[str, Seconds], best: Seconds) -> None:
     ours, (of_bare, of_reference) = rates["ours, in process"], TARGETS[dtype]
-    verdict("ours / bare", ours.wall / best.wall, of_bare)
+    verdict("ours / bare", ours, best, of_bare)
     for name, rate in rates.items():
         if name.startswith("reference"):
-            verdict(f"ours / {name}", ours.wall / rate.wall, of_reference)
-    verdict("two actors / one actor", rates["ours, 2 actor(s)"].wall / rates["ours, 1 actor(s)"].wall, SCALING)
+            verdict(f"ours / {name}", ours, rate, of_reference)
+    verdict("two actors / one actor", rates["ours, 2 actor(s)"], rates["ours, 1 actor(s)"], SCALING)
 
 
-def verdict(what: str, found: float, least: float) -> None:
-    print(f"  {what}: {found:.2f}, {'reaches' if found >= least else 'below'} {least}")
+def verdict(what: str, rate: Seconds, other: Seconds, least: float) -> None:
+    found = rate.wall / other.wall
+    print(
+        f"  {what}: {found:.2f}, {'reaches' if found >= least else 'below'} {least} "
+        f"(per processor second {rate.processor / other.processor:.2f})"
+    )
 
 
 # --- memory

@@ -285,6 +285,12 @@ def test_golden_mapping(file, tmp_path):
     assert path.read_text() == "0-0 0-1 1-2\n\n"
     alignments.write_mapping(path, [[(0, 0)]], [["\u00e4"]], [["\u4e2d"]])
     assert "\u00e4" in path.read_text()  # not escaped
+    refused(
+        tmp_path / "none",
+        ": cannot be read (No such file or directory); expected a file",
+        alignments.read_mapping,
+        *TEXT,
+    )
     with pytest.raises(InputError, match=r"mapping.json: 1 source but 2 target sentences; expected as many"):
         alignments.write_mapping(path, [[]], [["a"]], TEXT[1])
 

@@ -17,7 +17,7 @@ def special_ends(piece: Pieces) -> tuple[int, int]:
     special = piece.special_tokens_mask
     if all(special):
         return len(special), 0
-    return int(np.argmin(special)), int(np.argmin(special[::-1]))
+    return special.index(0), special[::-1].index(0)
 
 
 def windows(begin: int, end: int, room: int, how: LongSentences) -> list[tuple[int, int]]:
