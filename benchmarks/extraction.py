@@ -259,7 +259,10 @@ def compare(place: Path, model: Path, lines: list[str], dtype: str, options: arg
     order, count = np.argsort(whole.lengths, kind="stable"), min(options.reference, len(lines))
     some = [int(order[(2 * part + 1) * len(lines) // (2 * count)]) for part in range(count)]
     few, shorter = [lines[i] for i in some], int(whole.lengths[some].sum())
-    loaded, headed = load_model(checkpoint, size.layers), with_head(model)
+    component = size.components[0]
+    layers = size.layers_of[component]
+    loaded, headed = load_model(checkpoint, layers, component), with_head(model)
+    loaded.config.use_cache = False  # of a decoder
     file = place / "reference.json"
 
     systems: dict[str, tuple[Callable[[], Seconds], int]] = {}
@@ -276,7 +279,7 @@ def compare(place: Path, model: Path, lines: list[str], dtype: str, options: arg
         for _ in range(options.runs):
             for name, (run, _) in systems.items():
                 seconds[name].append(run())
-    print(f"\n{model.name}, {dtype}: {len(lines)} sentences, {pieces} pieces, {size.layers + 1} layers x {size.width}")
+    print(f"\n{model.name}, {dtype}: {len(lines)} sentences, {pieces} pieces, {layers + 1} layers x {size.width}")
     rates = {
         name: Seconds(*(systems[name][1] / statistics.median(column) for column in zip(*found, strict=True)))
         for name, found in seconds.items()
