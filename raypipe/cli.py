@@ -314,7 +314,9 @@ def status(run: RunPath, as_json: Json = False) -> None:
 @app.command()
 def show(
     run: RunPath,
-    what: Annotated[str, typer.Argument(help="calign, colap, similarity, concepts or patching.")],
+    what: Annotated[
+        str, typer.Argument(help="calign, colap, similarity, robustness, conclusions, agreement, concepts or patching.")
+    ],
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     revision: Annotated[str | None, typer.Option(help="Only this revision.")] = None,
     layer: Annotated[int | None, typer.Option(help="Only this layer.")] = None,
@@ -330,15 +332,14 @@ def show(
     from raypipe.results import open_run
 
     found = open_run(run)
-    of_scores = {"calign": tables.CALIGN, "colap": tables.COLAP, "similarity": tables.SIMILARITY}
-    if what in of_scores:
-        rows, columns = tables.scores(found, what, model, revision, layer, pair), of_scores[what]
+    if what in tables.SCORES:
+        rows, columns = tables.scores(found, what, model, revision, layer, pair), tables.SCORES[what]
     elif what == "concepts":
         rows, columns = tables.aligned(found, model, revision, layer, pair, concept), tables.ALIGNED
     elif what == "patching":
         rows, columns = tables.patching(found, model, revision, pair), tables.PATCHING
     else:
-        raise GridError(f"show {what}: expected calign, colap, similarity, concepts or patching")
+        raise GridError(f"show {what}: expected {', '.join(tables.SCORES)}, concepts or patching")
     if as_json:
         _print_json([{name: value for name, value in row.items() if name != "words"} for row in rows])
     elif rows:

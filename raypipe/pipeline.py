@@ -1,6 +1,6 @@
 """The pipeline: grid in, run directory out. The page a newcomer reads first.
 
-    grid.yaml ──► corpus ──► lexicon ──► extract ──► concepts ──► scores ──► similarity ──► report
+    grid.yaml ──► corpus ──► lexicon ──► extract ──► concepts ──► agreement ──► scores ──► similarity ──► report
          └──────► prompts ──► patching ────────────────────────────────────────────────────►
 
 Each stage turns files of the run into files of the run, cell by cell; a cell that is marked done is not done again.
@@ -27,6 +27,7 @@ from raypipe.progress import Silent
 from raypipe.results import Run
 from raypipe.rundir import Cell, RunDir
 from raypipe.stages import (
+    agreement,
     concepts,
     corpus,
     extract,
@@ -39,6 +40,7 @@ from raypipe.stages import (
     similarity,
 )
 from raypipe.stages.context import Context
+from raypipe.stages.parts import flatten
 from raypipe.stages.plan import Plan, make_plan
 from raypipe.storage import Place, place
 
@@ -65,12 +67,13 @@ def _texts(cells: Cells) -> dict[str, Cell]:
 
 
 LISTED = 10  # failed cells in a message
+BESIDE = (agreement.NAME, similarity.NAME)  # stages with one flat table
 OUTPUTS = (
-    *(f"scores/{name}.parquet" for name in (*scores.FLAT, similarity.NAME)),
+    *(f"scores/{name}.parquet" for name in (*scores.FLAT, *report.FLAT, *BESIDE)),
     *patching_summary.PLACES.values(),
     report.PLACE,
 )
-SCORED = ("scores", "similarity")  # stages of pairs, whose rows say which input failed
+SCORED = ("scores", *BESIDE)  # stages of pairs, whose rows say which input failed
 STATE = ("model", "revision", "component", "lang")
 
 STAGES = (
@@ -107,6 +110,12 @@ STAGES = (
         lambda plan, cells: concepts.cells(plan, _by(cells["extract"], *STATE)),
         lambda context, left, cells: concepts.run(context, left, _by(cells["extract"], *STATE)),
         reads=("extract",),
+    ),
+    Stage(
+        agreement.NAME,
+        lambda plan, cells: agreement.cells(plan, cells["concepts"]),
+        lambda context, left, _: agreement.run(context, left),
+        reads=("concepts",),
     ),
     Stage(
         "scores",
@@ -233,8 +242,9 @@ def run_cells(
     partial = [cell for cell in cells[only] if not context.run.is_done(cell)] if only in SCORED else []
     if only and partial:
         lacking = "a clustering" if only == "scores" else "an input"
+        unit = "layers" if only == agreement.NAME else "pairs"
         raise CellsFailed(
-            f"{len(partial)} of {len(cells[only])} pairs lack {lacking}, their rows say input_failed; "
+            f"{len(partial)} of {len(cells[only])} {unit} lack {lacking}, their rows say input_failed; "
             "run again without --only"
         )
     return Run(context.run.path)
@@ -313,12 +323,15 @@ def _finished(context: Context, cells: Cells) -> Cells:
 
 def _report(context: Context, cells: Cells, started: float) -> None:
     finished = _finished(context, cells)
-    tables: dict[str, pa.Table] = similarity.flatten(context.run, finished["similarity"])
+    tables = dict[str, pa.Table]()
+    for name in BESIDE:
+        tables |= flatten(context.run, name, finished[name])
     tables |= patching_summary.flatten(context.run, context.plan.grid, finished["patching"])
     if finished["scores"]:
         tables |= scores.flatten(context.run, finished["scores"])
     else:
-        context.run.remove(*(f"scores/{name}.parquet" for name in scores.FLAT))  # they would be those of other settings
+        stale = (f"scores/{name}.parquet" for name in (*scores.FLAT, *report.FLAT))
+        context.run.remove(*stale)  # they would be those of other settings
     if not finished["scores"] and not finished["patching"]:
         context.run.remove(report.PLACE)
         return

@@ -18,6 +18,7 @@ from raypipe.schema import arrow_schema
 from raypipe.statefile import read_layer
 from raypipe.storage import Place, below
 
+_ONE = "its grid has one {} alone, so there is nothing to compare"
 KINDS = {
     "words": ("extract", "points"),
     "sentences": ("sentences", "states_of_sentences"),
@@ -68,6 +69,33 @@ class Run:
         """Points, types and share of each language in each concept of a joint scope."""
         return self._scores("overlap")
 
+    def agreement(self) -> pa.Table:
+        """How alike clusterings of the same points are that differ in seed, k or algorithm.
+
+        Raises:
+            RunError: The grid has one clustering of each scope, or they are not compared yet.
+        """
+        concepts = self.grid.concepts
+        if len(concepts.algorithm) * len(concepts.k) * len(concepts.seeds) == 1:
+            raise RunError(f"{self.path}: {_ONE.format('clustering')}; give several concepts.seeds, k or algorithm")
+        return self._scores("agreement")
+
+    def robustness(self) -> pa.Table:
+        """Score and order of layers and pairs over each threshold with several values, and the ranges that change neither.
+
+        Raises:
+            RunError: Each threshold has one value, or nothing is scored yet.
+        """
+        return self._several("robustness", "threshold", "such as calign.theta: [0.7, 0.8, 0.9]")
+
+    def conclusions(self) -> pa.Table:
+        """In which share of the grid's settings each order statement of the default setting holds.
+
+        Raises:
+            RunError: The grid has one setting, or nothing is scored yet.
+        """
+        return self._several("conclusions", "setting", "of concepts.seeds, k, algorithm or thresholds")
+
     def similarity(self) -> pa.Table:
         """The neighbouring measures per model, revision, layer and pair or direction, each with its chance level and null.
 
@@ -92,6 +120,12 @@ class Run:
                 "whose grid names patching.table"
             )
         return self._dir.read_table(f"patching/{table}.parquet")
+
+    def _several(self, name: str, what: str, more: str) -> pa.Table:
+        table = self._scores(name)
+        if not table.num_rows:
+            raise RunError(f"{self.path}: {_ONE.format(what)}; give several, {more}")
+        return table
 
     def _scores(self, name: str) -> pa.Table:
         if not (self.path / f"scores/{name}.parquet").is_file():

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 from rich.table import Table
 
+from raypipe.errors import GridError
 from raypipe.results import Run, select
 from raypipe.rundir import RunDir
 from raypipe.schema import TABLES
@@ -45,6 +46,22 @@ PATCHING = _names(
     "model revision target_in target_out setting accuracy p_source nps_split effect_split effect_split_lo effect_split_hi effect_max "
     "layer_max crossing gain_ability gain_behaviour emerged null_reason?"
 )
+SCORES = {
+    "calign": CALIGN,
+    "colap": COLAP,
+    "similarity": SIMILARITY,
+    "robustness": _names(
+        "model revision component? variant? algorithm? k? metric setting value score tau same_from same_to near_from near_to "
+        "plateau_from plateau_to cells? left_out?"
+    ),
+    "conclusions": _names(
+        "metric kind model? revision? component? higher lower difference seed_sd? share share_seed share_k share_algorithm "
+        "share_thresholds settings?"
+    ),
+    "agreement": _names(
+        "model revision component? variant? layer scope algorithm? k? seed axis reference ari ami jaccard largest empty reason?"
+    ),
+}
 SUMMARY = _names("model revision component source target layer calign null_calign coverage colap ceiling reason")
 PREFIXES = ("", "k", "M", "G", "T", "P")
 
@@ -79,8 +96,15 @@ def _text(value: Any) -> str:
 def scores(
     run: Run, what: str, model: str | None, revision: str | None, layer: int | None, pair: str | None
 ) -> list[dict[str, Any]]:
-    """Rows of `calign`, `colap` or `similarity`; a pair `en-de` means both directions, or the joint scope."""
-    table = {"calign": run.calign, "colap": run.colap, "similarity": run.similarity}[what]()
+    """Rows of a table of `SCORES`; a pair `en-de` means both directions, or the joint scope.
+
+    Raises:
+        GridError: The table has no layers or pairs to choose from.
+    """
+    table = getattr(run, what)()
+    for flag, value, columns in (("layer", layer, {"layer"}), ("pair", pair, {"source", "scope"})):
+        if value is not None and not columns & set(table.column_names):
+            raise GridError(f"show {what}: its rows are about all of them; leave out --{flag}")
     return of_pair(select(table, model=model, revision=revision, layer=layer).to_pylist(), pair)
 
 

@@ -332,7 +332,7 @@ def test_a_run_prints_its_result(grid_file: Path, tmp_path: Path, monkeypatch: A
     for row, direction in zip(rows, (("en", "de"), ("de", "en")), strict=True):
         mine = [r for r in calign if r["revision"] == "step-2" and (r["source"], r["target"]) == direction]
         means = {layer: fmean(r["calign"] for r in mine if r["layer"] == layer) for layer in (1, 3)}
-        best = max(means, key=lambda layer: (means[layer], -layer))
+        best = max(means, key=lambda layer: (round(means[layer], 12), -layer))
         assert [float(text) for text in row[5:7]] == pytest.approx([best, means[best]], abs=5e-4)
     again = command("run", grid_file, *flags)
     assert again.out == done.out
@@ -349,7 +349,7 @@ def test_one_stage_alone_and_from_one_stage_on(
     assert sorted(path.name for path in run.iterdir()) == [".lock", "_done", "corpus", "grid.yaml", "run.json"]
     shutil.rmtree(run)
     shutil.copytree(finished, run)
-    for stage, built_on in (("concepts", {"concepts", "scores"}), ("lexicon", {"lexicon", "scores"})):
+    for stage, built_on in (("concepts", {"concepts", "agreement", "scores"}), ("lexicon", {"lexicon", "scores"})):
         before = _times(run)
         assert command(*where, "--rerun", stage).code == 0
         after = _times(run)
@@ -507,15 +507,27 @@ def test_show_concepts(finished: Path, command: Command) -> None:
 
 
 def test_show_of_what_is_not_there(finished: Path, command: Command) -> None:
-    assert (
-        command("show", finished, "shapes").error
-        == "show shapes: expected calign, colap, similarity, concepts or patching"
+    assert command("show", finished, "shapes").error == (
+        "show shapes: expected calign, colap, similarity, robustness, conclusions, agreement, concepts or patching"
     )
     for flags in (["--model", "nobody"], ["--layer", "2"], ["--pair", "en-it"], ["--revision", "step-3"]):
         done = command("show", finished, "calign", *flags)
         assert done.code == 1
         assert done.error == f"show calign: no row fits; `raypipe show {finished} calign` lists all"
         assert printed(command("show", finished, "calign", *flags, "--json")) == []
+
+
+def test_show_what_scores_rest_on(finished: Path, command: Command) -> None:
+    run = raypipe.open_run(finished)
+    for what in ("robustness", "conclusions", "agreement"):
+        rows = getattr(run, what)().to_pylist()
+        assert printed(command("show", finished, what, "--json")) == rows
+        assert sum(line.startswith("│") for line in command("show", finished, what).out.splitlines()) == len(rows)
+    some = printed(command("show", finished, "agreement", "--layer", "3", "--pair", "en-de", "--json"))
+    assert {(row["layer"], row["scope"]) for row in some} == {(3, "de+en")}
+    for flags in (["--layer", "3"], ["--pair", "en-de"]):
+        done = command("show", finished, "conclusions", *flags)
+        assert done.error == f"show conclusions: its rows are about all of them; leave out {flags[0]}"
 
 
 def test_a_pair_of_codes_with_hyphens() -> None:

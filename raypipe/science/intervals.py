@@ -148,3 +148,30 @@ def robust_range(taus: ArrayLike, default: int, least: float = 1.0) -> tuple[int
     first = int(below[-1]) + 1 if below.size else 0
     last = default + int(above[0]) if above.size else len(holds) - 1
     return first, last
+
+
+def statements(shown: ArrayLike) -> tuple[IntArray, IntArray]:
+    """Every pairwise statement "this item is higher than that one" of the scores shown, [items]; ties and NaN make none.
+
+    Returns:
+        The higher and the lower item of each statement, int64 [m] each, by higher, then lower item.
+    """
+    scores_i = np.asarray(shown, np.float64)
+    higher, lower = np.nonzero(scores_i[:, None] > scores_i)
+    return higher, lower
+
+
+def survivals(scores: ArrayLike, higher: IntArray, lower: IntArray) -> tuple[IntArray, IntArray]:
+    """In how many settings each of m statements holds, and in how many both of its items have a score.
+
+    Args:
+        scores: Scores, [settings, items]; NaN = none.
+        higher: The higher item of each statement, [m].
+        lower: The lower one, [m].
+
+    Returns:
+        Both counts, int64 [m].
+    """
+    differences = np.asarray(scores, np.float64)
+    differences = differences[:, higher] - differences[:, lower]
+    return (differences > 0).sum(axis=0), np.isfinite(differences).sum(axis=0)

@@ -11,14 +11,17 @@ from raypipe.stages.context import Context
 from raypipe.stages.signatures import Finding, signatures
 
 PLACE = "report/index.html"
+FLAT = ("robustness", "conclusions")  # tables of tables, written beside the page
 
 
 def write(
     context: Context, tables: dict[str, pa.Table], cells: dict[str, list[Cell]], facts: dict[str, Any]
 ) -> list[Finding]:
     """Writes the page from the flat tables and returns its warnings."""
+    from raypipe.stages import robustness  # pandas: only where it is needed
     from raypipe.web.report import render
 
+    tables |= robustness.write(context.run, tables) if "calign" in tables else {}
     marks = {
         stage: [(cell, context.run.mark(cell)) for cell in cells[stage]]
         for stage in ("corpus", "lexicon", "extract", "concepts")

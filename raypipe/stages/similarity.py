@@ -14,7 +14,6 @@ from itertools import chain, product
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -33,12 +32,12 @@ from raypipe.science.probes import false_friend_margin, language_probe, structur
 from raypipe.science.similarity import anc, centred, cka, mexa, retrieval
 from raypipe.stages.annotated import read_marks
 from raypipe.stages.context import Context, Item, Receipt
+from raypipe.stages.parts import part
 from raypipe.stages.plan import Plan, clustering_place, joint, scope_name
 from raypipe.statefile import read_layer
 
 NAME, VERSION = "similarity", 1
 FIELDS = ("words.normalise", "similarity.experts", "similarity.permutations", "similarity.resamples")
-FLAT = "scores/similarity.parquet"
 KINDS = {"extract": "words", "sentences": "sentences", "neurons": "neurons"}  # of states, in reasons
 ANNOTATED = {"expert_overlap": "labels", "structural_rsa": "upos", "false_friends": "concept_table"}
 SEED = 0  # of the permutations and the bootstrap
@@ -117,17 +116,13 @@ def _item(context: Context, cell: Cell) -> Item:
         "grid": plan.grid.to_dict(),
         "state": {axis: cell[axis] for axis in ("model", "revision", "component", "variant")},
         "states": cell.path.rpartition("/")[0],
-        "part": _part(cell),
+        "part": part(cell),
         "sides": {side.language: side.name for side in sides},
         "joint": scope_name(joint(sides)) if tuple(sorted(pair)) in plan.grid.joint_scopes() else None,
         "lexicons": plan.directions(),
         "annotations": {at: of.path for at, of in plan.annotations.items()},
         "layers": plan.layers[cell["model"], cell["component"]],
     }
-
-
-def _part(cell: Cell) -> str:
-    return f"similarity/parts/{cell.path}/similarity.parquet"
 
 
 def work(item: Item) -> Receipt:
@@ -143,20 +138,6 @@ def work(item: Item) -> Receipt:
     table = make_table(NAME, list(pair.rows()))
     files = {item["part"]: RunDir(item["run"]).write_table(item["part"], table)}
     return {"files": files, "seconds": time.perf_counter() - started, "missing": len(pair.missing)}
-
-
-def flatten(run: RunDir, finished: Sequence[Cell]) -> dict[str, pa.Table]:
-    """Writes the flat table from the parts of the finished cells, in grid order.
-
-    Returns:
-        The table by its name; nothing where no cell is finished, and no file then.
-    """
-    if not finished:
-        run.remove(FLAT)
-        return {}
-    table = pa.concat_tables([run.read_table(_part(cell)) for cell in finished]).combine_chunks()
-    run.write_table(FLAT, table)
-    return {NAME: table}
 
 
 class _Unmeasured(Exception):

@@ -1,0 +1,123 @@
+"""Stage agreement: do clusterings of the same points with other seeds, k or algorithms find the same concepts?
+
+One cell per (model, revision, component, variant, layer), where the grid has several clusterings of a scope. Each is compared with the
+one that differs in one axis alone and has the grid's first value there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from raypipe.grid import Grid
+from raypipe.rundir import Cell, RunDir
+from raypipe.schema import TABLES, make_table
+from raypipe.science.agreement import agreement, best_jaccard
+from raypipe.science.incidence import IntArray
+from raypipe.stages.concepts import scopes
+from raypipe.stages.context import Context, Item, Receipt
+from raypipe.stages.parts import part
+from raypipe.stages.plan import Plan, clustering_place, scope_name
+
+NAME, VERSION = "agreement", 1
+AXES = ("algorithm", "k", "seed")
+STATE = ("model", "revision", "component", "variant")
+Row = dict[str, Any]
+
+
+def settings(grid: Grid) -> list[tuple[Any, ...]]:
+    """The (algorithm, k, seed) of every clustering of a scope, in grid order."""
+    return list(product(grid.concepts.algorithm, grid.concepts.k, grid.concepts.seeds))
+
+
+def cells(plan: Plan, clustered: list[Cell]) -> list[Cell]:
+    """One cell per layer of a checkpoint's component, where the grid has several clusterings of a scope."""
+    grouped = dict[tuple[tuple[str, str], ...], list[str]]()
+    for cell in clustered if len(settings(plan.grid)) > 1 else ():
+        grouped.setdefault(cell.key[: len(STATE) + 1], []).append(cell.fingerprint)
+    asked = [repr(plan.fields("concepts.algorithm", "concepts.k", "concepts.seeds"))]
+    axes = {key: {"inputs": sorted(prints), "settings": asked} for key, prints in grouped.items()}
+    return [Cell(NAME, key, {"agreement version": VERSION}, {}, axes[key]) for key in grouped]
+
+
+def run(context: Context, left: list[Cell]) -> None:
+    """Compares what is not compared yet; where a clustering failed, the rows say so and the next run compares it again."""
+    context.watcher.start(NAME, len(left), "layers")
+    items = [_item(context, cell) for cell in left]
+    for cell, receipt in context.each(context.cluster.map(work, items), left):
+        # Marked as of other inputs than asked for, as an incomplete cell of scores is.
+        context.finish(replace(cell, axes={**cell.axes, "inputs": []}) if receipt["missing"] else cell, receipt)
+
+
+def _item(context: Context, cell: Cell) -> Item:
+    return {
+        "run": str(context.run.path),
+        "state": {axis: cell[axis] for axis in STATE},
+        "states": cell.path.rpartition("/")[0],
+        "layer": int(cell["layer"]),
+        "scopes": [scope_name(scope) for scope in scopes(context.plan, cell["model"], cell["component"])],
+        "settings": settings(context.plan.grid),
+        "part": part(cell),
+    }
+
+
+def work(item: Item) -> Receipt:
+    """Compares the clusterings of one layer.
+
+    Returns:
+        {"files", "seconds", "missing"}: `missing` counts the rows that lack a clustering.
+
+    Raises:
+        RunError: A file of the run is damaged.
+    """
+    started, rows = time.perf_counter(), list(_rows(item))
+    files = {item["part"]: RunDir(item["run"]).write_table(item["part"], make_table(NAME, rows))}
+    missing = sum(row["reason"] != "" for row in rows)
+    return {"files": files, "seconds": time.perf_counter() - started, "missing": missing}
+
+
+def _rows(item: Item) -> Iterator[Row]:
+    """By scope, axis and setting."""
+    run, labels = RunDir(item["run"]), lru_cache(len(item["settings"]))(_labels)
+    wanted = [tuple(setting) for setting in item["settings"]]
+    empty: Row = dict.fromkeys(column.name for column in TABLES[NAME])
+    for scope, (at, axis) in product(item["scopes"], enumerate(AXES)):
+        for setting in wanted:
+            reference = (*setting[:at], wanted[0][at], *setting[at + 1 :])
+            if setting == reference:
+                continue
+            row = empty | item["state"] | dict(zip(AXES, setting, strict=True))
+            row |= {"layer": item["layer"], "scope": scope, "axis": axis, "reference": str(reference[at])}
+            places = [clustering_place(item["states"], item["layer"], scope, *which) for which in (reference, setting)]
+            lacking = [place for place in places if run.mark_at("concepts", place) is None]
+            if lacking:
+                yield row | _failed(lacking)
+            else:
+                yield row | _compared(labels(run, places[0]), labels(run, places[1]), row["k"])
+
+
+def _labels(run: RunDir, place: str) -> IntArray:
+    return np.asarray(run.read_table(f"concepts/{place}/labels.parquet", ["concept"]).column(0))
+
+
+def _failed(places: list[str]) -> Row:
+    named = ", ".join(place.partition("scope=")[2].replace("/", " ") for place in places)
+    return {"reason": f"input_failed: {named}"}
+
+
+def _compared(reference: IntArray, labels: IntArray, k: int) -> Row:
+    found, sizes = agreement(reference, labels), np.bincount(labels, minlength=k)
+    return {
+        "ari": found.ari,
+        "ami": found.ami,
+        "jaccard": float(best_jaccard(reference, labels).mean()),
+        "largest": float(sizes.max() / len(labels)),
+        "empty": int(np.count_nonzero(sizes == 0)),
+        "reason": "",
+    }
