@@ -361,7 +361,8 @@ def test_one_stage_alone_and_from_one_stage_on(
         done = command(*where, flag, "walk")
         assert (
             done.error
-            == "stage walk: unknown; expected one of corpus, lexicon, extract, sentences, neurons, concepts, scores, similarity, report"
+            == "stage walk: unknown; expected one of corpus, lexicon, extract, sentences, neurons, concepts, agreement, scores, "
+            "similarity, prompts, patching, report"
         )
 
 
