@@ -15,9 +15,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from raypipe.cli_correlate import correlate
 from raypipe.cli_exchange import export_run, import_files
 from raypipe.cli_metrics import Json, calign, colap
+from raypipe.cli_tables import compare, correlate
 from raypipe.errors import GridError, RaypipeError
 
 app = typer.Typer(
@@ -366,6 +366,7 @@ def report(run: RunPath) -> None:
 app.command()(calign)
 app.command()(colap)
 app.command()(correlate)
+app.command()(compare)
 app.command("import")(import_files)
 app.command("export")(export_run)
 

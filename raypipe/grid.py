@@ -106,9 +106,25 @@ class Corpus(Part):
     )
 
 
+Span = tuple[Natural, Natural]
+
+
+def _check_lines(*spans: Span) -> None:
+    for first, end in spans:
+        if first >= end:
+            raise ValueError(
+                f"lines [{first}, {end}] hold none; expected [first, end], counted from 0 and without the end"
+            )
+
+
 class Words(Part):
     """Which words become points, chosen on text before any forward pass."""
 
+    lines: Span | dict[str, Span] | None = Field(
+        None,
+        description="Lines of the text that are read: [0, 500] for the first 500, or by language such as {en: [0, 500], de: [500, "
+        "1000]}; null and languages not named read all.",
+    )
     min_words: Positive = Field(1, description="Shortest sentence kept, in words.")
     max_words: Positive = Field(299, description="Longest sentence kept, in words.")
     min_freq: Natural = Field(0, description="Words seen less often in a language are dropped.")
@@ -132,8 +148,15 @@ class Words(Part):
         "none", description="Applied to types and dictionary when compared."
     )
 
+    def reads(self, language: str) -> range:
+        """The line numbers that a language's words are taken from."""
+        span = self.lines.get(language) if isinstance(self.lines, dict) else self.lines
+        return range(*span) if span else range(2**63 - 1)
+
     @model_validator(mode="after")
     def _ordered(self) -> Words:
+        spans = self.lines.values() if isinstance(self.lines, dict) else [self.lines] if self.lines else []
+        _check_lines(*spans)
         if self.min_words > self.max_words:
             raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
         if (self.filter == "pairwise") != (self.alignment is not None):
@@ -172,11 +195,18 @@ class Lexicon(Part):
     format: Literal["muse", "arrow"] | None = Field(None, description="File format of `path`.")
     path: str | None = Field(None, description="File with {source} and {target} in its name.")
     induce: Literal["eflomal"] | None = Field(None, description="Word aligner to run on the corpus instead of files.")
+    lines: Span | None = Field(
+        None,
+        description="For induce, lines of the text that are aligned, such as [500, 1000]; null aligns those of `words.lines`.",
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Lexicon:
         if (self.induce is None) == (self.path is None):
             raise ValueError("give either path (with format) or induce: eflomal")
+        _check_lines(*([self.lines] if self.lines else []))
+        if self.lines is not None and self.induce is None:
+            raise ValueError("lines are aligned by induce; give induce: eflomal, or leave lines out")
         if self.path is not None and self.format is None:
             raise ValueError("path needs format: muse or arrow")
         if self.path is not None:
@@ -273,6 +303,8 @@ class Grid(Part):
         self._check_parts()
         if self.corpus and self.corpus.format in ("text", "parquet") and "{lang}" not in self.corpus.path:
             raise ValueError(f"corpus.path {self.corpus.path}: {{lang}} is missing, each language needs its own file")
+        if isinstance(self.words.lines, dict) and (odd := set(self.words.lines) - set(self.languages)):
+            raise ValueError(f"words.lines: {min(odd)} is none of the languages {', '.join(self.languages)}")
         if self.colap.rule != "all":
             self._check_rule(int(self.colap.rule.split(":")[1]))
         elif self.colap.scopes == "all":

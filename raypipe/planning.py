@@ -13,9 +13,9 @@ from raypipe.grid import Grid
 from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
 from raypipe.models.words import Encoded, encode
 from raypipe.pipeline import all_cells
-from raypipe.science.occurrences import Places, length_filter
+from raypipe.science.occurrences import Places
 from raypipe.stages.concepts import EXACT, memory_needed, scopes
-from raypipe.stages.corpus import Sentences, choose_words, linked_texts
+from raypipe.stages.corpus import Sentences, choose_words, linked_texts, reasons
 from raypipe.stages.extract import shard_points
 from raypipe.stages.plan import Plan, Side, make_plan
 from raypipe.stages.shards import naming_lines
@@ -99,9 +99,7 @@ def _readers(plan: Plan, side: Side, tokenizers: list[tuple[Part, Any, int]]) ->
 
 
 def _dropped(plan: Plan, language: str) -> set[int]:
-    words = plan.grid.words
-    reasons = length_filter(Sentences(plan.texts[language]), min_words=words.min_words, max_words=words.max_words)
-    return {number for number, why in enumerate(reasons) if why}
+    return {number for number, why in enumerate(reasons(plan.texts[language], plan.grid.words)) if why}
 
 
 def _tokenizers(plan: Plan) -> list[tuple[Part, Any, int]]:

@@ -91,7 +91,11 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     "sentences": (
         Column("sentence", _I32, "0-based line of the input file"),
         Column("words", pa.list_(_STR), "the words of the line, as written"),
-        Column("dropped", _STR, "why the length filter dropped the line (too_short, too_long); empty when kept"),
+        Column(
+            "dropped",
+            _STR,
+            "why the line is dropped: too_short, too_long, or not_read (outside words.lines); empty when kept",
+        ),
     ),
     "occurrences": _WORD,
     "lexicon": (

@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "raypipe"
 LEVELS = [
     {"cli"},
-    {"cli_correlate"},
+    {"cli_tables"},
     {"cli_metrics", "cli_exchange"},
     {"importing"},
-    {"planning", "show", "correlate", "exporting", "importing_states"},
+    {"planning", "show", "correlate", "compare", "exporting", "importing_states"},
     {"pipeline"},
     {"stages", "cluster", "results", "progress"},
     {"science", "models", "interop", "toy", "web"},

@@ -237,7 +237,7 @@ QUIET_RECEIPTS = {
     "corpus": {"lines": 200, "duplicate_lines": 2, "points": 100},
     "extract": {"points": 990, "lost": 10, "unknown": 50},
     "concepts": {"points": 200, "largest": 40},
-    "lexicon": {"induced": False},
+    "lexicon": {"circular": False},
 }
 
 
@@ -346,8 +346,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = 
     ),
     (
         "CIRCULAR_DICTIONARY",
-        {"lexicon": {"induced": True}},
-        {"lexicon": {"induced": False}},
+        {"lexicon": {"circular": True}},
+        {"lexicon": {"circular": False}},
         ("en-de", "induced", "external"),
     ),
 ]

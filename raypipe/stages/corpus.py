@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from hashlib import blake2b
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from raypipe.stages.plan import Plan, Side
 from raypipe.stages.text import Text
 
 NAME, VERSION = "corpus", 1
+NOT_READ = "not_read"  # why a line outside `words.lines` is dropped
 ROW_GROUP = 16_384  # rows; a worker that needs some sentences reads only their groups
 FIELDS = (
     "corpus.format",
@@ -46,10 +47,12 @@ def cells(plan: Plan) -> list[Cell]:
     made = []
     for side in plan.corpus_sides():
         inputs = {f"text of {language}": plan.corpus[language] for language in side.pair or (side.language,)}
-        of_pair = {}
+        of_pair: dict[str, Any] = {}
         if side.pair:
             inputs["alignment"] = links[side.pair]
             of_pair = {"inverted": plan.alignments[side.pair][1]}
+        read = {language: plan.grid.words.reads(language) for language in side.pair or (side.language,)}
+        of_pair |= {"words.lines": str(read)} if plan.grid.words.lines else {}
         made.append(Cell(NAME, (("lang", side.name),), fields | of_pair, inputs))
     return made
 
@@ -83,7 +86,7 @@ def work(item: Item) -> Receipt:
     sentences, dropped, chosen = choose_words(text, Words(**item["words"]), linked)
     if not len(chosen):
         where, what = (linked.file, "link") if linked else (text.path, f"word of language {text.language}")
-        raise InputError(f"{where}: no {what} is kept; loosen words.min_words … words.del_freq")
+        raise InputError(f"{where}: no {what} is kept; loosen words.lines … words.del_freq")
     run, folder = RunDir(item["run"]), item["folder"]
     tables = {
         f"{folder}/sentences.parquet": (arrow_schema("sentences"), _sentence_rows(sentences, dropped)),
@@ -97,6 +100,7 @@ def work(item: Item) -> Receipt:
         "duplicate_lines": len(digests) - len(np.unique(digests)),
         "too_short": dropped.count("too_short"),
         "too_long": dropped.count("too_long"),
+        "not_read": dropped.count(NOT_READ),
         "words": sum(map(len, sentences)),
         "points": len(chosen),
     }
@@ -151,8 +155,15 @@ def linked_texts(plan: Plan, side: Side) -> Linked | None:
     return Linked(tuple(plan.texts[language] for language in side.pair), str(file), inverted)
 
 
+def reasons(text: Text, words: Words) -> list[str]:
+    """Why each line of a text is dropped: of `words.lines` or by its length; empty for a kept one."""
+    read = words.reads(text.language)
+    by_length = length_filter(Sentences(text), min_words=words.min_words, max_words=words.max_words)
+    return [why or ("" if number in read else NOT_READ) for number, why in enumerate(by_length)]
+
+
 def choose_words(text: Text, words: Words, linked: Linked | None = None) -> Chosen:
-    """Keeps sentences by length and chooses the word occurrences.
+    """Keeps sentences by number and length and chooses the word occurrences.
 
     No more than the types of a text, or the pairs of types that are linked, are held.
 
@@ -164,14 +175,12 @@ def choose_words(text: Text, words: Words, linked: Linked | None = None) -> Chos
     Raises:
         InputError: The text or the alignment cannot be read, or the alignment is not that of the texts.
     """
-    sentences = Sentences(text)
-    limits = {"min_words": words.min_words, "max_words": words.max_words}
-    dropped = length_filter(sentences, **limits)
+    sentences, dropped = Sentences(text), reasons(text, words)
     settings = {name: getattr(words, name) for name in ("min_freq", "max_freq", "del_freq", "select")}
     if linked is None:
         return Chosen(sentences, dropped, choose(sentences, [not reason for reason in dropped], **settings))
     first, second = map(Sentences, linked.texts)
-    kept = [not any(both) for both in zip(*(length_filter(side, **limits) for side in (first, second)), strict=True)]
+    kept = [not any(both) for both in zip(*(reasons(of_pair, words) for of_pair in linked.texts), strict=True)]
     written = (second, first) if linked.inverted else (first, second)
     links = PharaohLinks(linked.file, *written, len(kept), inverted=linked.inverted)
     return Chosen(sentences, dropped, choose_pairwise(first, second, links, kept, **settings)[linked.texts.index(text)])

@@ -17,10 +17,10 @@ from raypipe.rundir import Cell, RunDir, file_digest
 from raypipe.schema import make_table
 from raypipe.science.occurrences import dictionary_from_links, normalise
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.corpus import ROW_GROUP
+from raypipe.stages.corpus import NOT_READ, ROW_GROUP
 from raypipe.stages.plan import Plan
 
-NAME, VERSION = "lexicon", 1
+NAME, VERSION = "lexicon", 2
 
 
 def cells(plan: Plan) -> list[Cell]:
@@ -35,6 +35,8 @@ def cells(plan: Plan) -> list[Cell]:
                 "lexicon version": VERSION,
                 "eflomal version": _installed("eflomal"),
             }
+            if plan.grid.words.lines or plan.fields("lexicon.lines")["lexicon.lines"]:
+                fields |= {"lexicon.lines": str(_aligned(plan, source, target))}
             made.append(Cell(NAME, key, fields, corpora))
         elif found := plan.lexicon[source, target]:
             path, inverted = found
@@ -44,6 +46,17 @@ def cells(plan: Plan) -> list[Cell]:
             }
             made.append(Cell(NAME, key, fields, {f"dictionary {source}-{target}": file_digest(path)}))
     return made
+
+
+def _aligned(plan: Plan, source: str, target: str) -> range:
+    """The lines that are aligned of a pair."""
+    if lines := plan.fields("lexicon.lines")["lexicon.lines"]:
+        return range(*lines)
+    return _common(plan.grid.words.reads(source), plan.grid.words.reads(target))
+
+
+def _common(a: range, b: range) -> range:
+    return range(max(a.start, b.start), min(a.stop, b.stop))
 
 
 def _installed(package: str) -> str | None:
@@ -60,7 +73,7 @@ def skipped(plan: Plan) -> list[str]:
 
 def run(context: Context, left: list[Cell]) -> None:
     """Reads or induces each dictionary that is not there yet."""
-    settings = context.plan.fields("lexicon.induce", "lexicon.format", "words.normalise")
+    grid, settings = context.plan.grid, context.plan.fields("lexicon.induce", "lexicon.format", "words.normalise")
     if settings["lexicon.induce"]:
         context.watcher.note(
             "lexicon: eflomal draws its own random seed; the induced dictionaries are kept in the run and reused"
@@ -71,6 +84,9 @@ def run(context: Context, left: list[Cell]) -> None:
         source, target = cell["source"], cell["target"]
         item: Item = {"run": context.run.address, "source": source, "target": target}
         item |= {"induce": settings["lexicon.induce"], "normalise": settings["words.normalise"]}
+        lines = _aligned(context.plan, source, target)
+        item["lines"] = lines.start, lines.stop
+        item["circular"] = bool(item["induce"]) and any(_common(lines, grid.words.reads(x)) for x in (source, target))
         item["texts"] = [
             f"corpus/lang={side.name}/sentences.parquet"
             for language in (source, target)
@@ -100,7 +116,7 @@ def work(item: Item) -> Receipt:
         "words": len(entries),
         "entries": len(rows),
         "inverted": bool(item.get("inverted")),
-        "induced": bool(item["induce"]),
+        "circular": item["circular"],
     }
     return (
         {"files": {name: run.write_table(name, make_table("lexicon", rows))}, "seconds": time.perf_counter() - started}
@@ -131,7 +147,7 @@ def _induced(run: RunDir, item: Item) -> tuple[Ranked, Receipt]:
         raise InputError(
             "lexicon.induce: eflomal is not installed; `pip install raypipe[align]` (needs a C compiler)"
         ) from None
-    source, target = (_Kept(run, item["texts"], side, item["normalise"]) for side in (0, 1))
+    source, target = (_Kept(run, item, side) for side in (0, 1))
     if not (sentences := len(source)):
         raise InputError(f"lexicon.induce: no sentence is kept in both {item['source']} and {item['target']}")
     with TemporaryDirectory() as folder:
@@ -146,16 +162,17 @@ def _induced(run: RunDir, item: Item) -> tuple[Ranked, Receipt]:
 
 
 class _Kept:
-    """The words of one side's sentences that both texts keep, in the form that types are compared in; read anew on each walk."""
+    """The words of one side's aligned sentences, in the form that types are compared in; read anew on each walk."""
 
-    def __init__(self, run: RunDir, places: Sequence[str], side: int, how: str) -> None:
-        self._run, self._places, self._side, self._how = run, places, side, how
+    def __init__(self, run: RunDir, item: Item, side: int) -> None:
+        self._run, self._places, self._side, self._how = run, item["texts"], side, item["normalise"]
+        self._lines = range(*item["lines"])
 
     def __iter__(self) -> Iterator[list[str]]:
         for first in count(0, ROW_GROUP):
             rows = [self._run.read_rows(p, first, first + ROW_GROUP, ["words", "dropped"]) for p in self._places]
-            for pair in zip(*(table.to_pylist() for table in rows), strict=True):
-                if not any(row["dropped"] for row in pair):
+            for number, pair in enumerate(zip(*(table.to_pylist() for table in rows), strict=True), first):
+                if number in self._lines and all(row["dropped"] in ("", NOT_READ) for row in pair):
                     yield [normalise(word, self._how) for word in pair[self._side]["words"]]
             if not rows[0].num_rows:
                 return

@@ -37,6 +37,8 @@ def write(
         },
         "points without a state": sum(receipt["lost"] for _, receipt in done["extract"]),
     }
+    if any(receipt["not_read"] for _, receipt in done["corpus"]):
+        counts["lines outside words.lines"] = {cell["lang"]: receipt["not_read"] for cell, receipt in done["corpus"]}
     failed = {failure["file"]: failure["message"] for failure in context.run.failures()}
     skipped = [{"what": what, "reason": "no dictionary, neither way"} for what in facts.pop("skipped")]
     skipped += [

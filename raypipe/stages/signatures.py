@@ -75,7 +75,7 @@ def _of_cells(done: Done) -> list[Case]:
     cases += [
         ("CIRCULAR_DICTIONARY", f"{cell['source']}-{cell['target']}", "induced", "external", 0.0)
         for cell, receipt in done["lexicon"]
-        if receipt["induced"]
+        if receipt["circular"]
     ]
     return cases
 
