@@ -7,14 +7,14 @@
 
     python benchmarks/storage.py [--points 20000] [--layers 13] [--width 768] [--runs 5]
 
-Prints medians of alternating runs: seconds to write, seconds to read one layer (warm page cache), bytes on disk over bytes of floats.
+Prints medians of alternating runs: seconds to write, seconds to read one layer (warm page cache), each also of processor time, which a
+busy machine changes less; and bytes on disk over bytes of floats.
 The states are random normal numbers: like real ones they hardly compress.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -49,25 +49,30 @@ def main() -> None:
         }
     )
     layouts = _layouts(words, X_lnd)
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in layouts}
+    seconds: dict[str, list[np.ndarray]] = {name: [] for name in layouts}
     size: dict[str, int] = {}
     for run in range(options.runs):
         for name, (write, read) in layouts.items():
             with tempfile.TemporaryDirectory() as folder:
-                began = time.perf_counter()
+                began = _now()
                 write(Path(folder))
-                wrote = time.perf_counter()
+                wrote = _now()
                 layer = (run * 5 + 1) % options.layers
                 found = read(Path(folder), layer)
-                seconds[name].append((wrote - began, time.perf_counter() - wrote))
+                seconds[name].append(np.array([wrote - began, _now() - wrote]))
                 assert (found == X_lnd[layer]).all()
                 size[name] = sum(file.stat().st_size for file in Path(folder).rglob("*"))
     print(f"{options.points} points x {options.layers} layers x {options.width}, {X_lnd.nbytes / 2**20:.0f} MiB")
     for name, times in seconds.items():
-        write_s, read_s = (statistics.median(column) for column in zip(*times, strict=True))
+        (write, write_cpu), (read, read_cpu) = np.median(times, axis=0)
         print(
-            f"{name:6} write {write_s:6.2f} s   one layer {read_s * 1000:7.1f} ms   size {size[name] / X_lnd.nbytes:.3f}"
+            f"{name:6} write {write:6.2f} s (processor {write_cpu:5.2f})   "
+            f"one layer {read * 1000:6.1f} ms (processor {read_cpu * 1000:6.1f})   size {size[name] / X_lnd.nbytes:.3f}"
         )
+
+
+def _now() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def _layouts(words: pa.Table, X_lnd: np.ndarray) -> dict[str, Layout]:

@@ -136,6 +136,23 @@ def checkpoints(name: str, path: str, revisions: Sequence[str]) -> list[Checkpoi
     return list(dict.fromkeys(found))
 
 
+def one_checkpoint(model: str) -> Checkpoint:
+    """The checkpoint of a directory or a Hub id, optionally with `@revision` (else `main`).
+
+    Raises:
+        ModelError: nothing is there, or more than one.
+    """
+    path, separator, revision = model.rpartition("@")
+    if not separator or Path(model).expanduser().exists():
+        path, revision = model, "main"
+    found = checkpoints(model, path, [revision])
+    if len(found) > 1:
+        raise ModelError(
+            f"model '{model}': names {len(found)} checkpoints; name one, such as {path}@{found[-1].revision}"
+        )
+    return found[0]
+
+
 def pinned(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with the commit that its Hub revision names now; one of a directory as it is.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
@@ -22,7 +21,7 @@ from raypipe.models.batches import Merge, feed_decoder, own_positions, pad, plan
 from raypipe.models.layers import Batch, Reader, pool, total
 from raypipe.models.leaving import Floats, Leaving, Rows, States, copy_stream, one_behind
 from raypipe.models.load import load_model, load_tokenizer
-from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, read_config
+from raypipe.models.locate import Checkpoint, ModelFacts, facts, one_checkpoint, read_config
 from raypipe.models.windows import LongSentences
 from raypipe.models.words import Encoded, check_words, encode, encode_lines
 
@@ -352,7 +351,7 @@ def word_states(
 
     _check_choice("dtype", dtype, Stored)
     check_words(sentences)
-    checkpoint = _one_checkpoint(model)
+    checkpoint = one_checkpoint(model)
     part = component or cast(Component, facts(checkpoint).components[0])
     extractor = Extractor(checkpoint, layers=layers, pooling=pooling, component=part)
     encoded = extractor.encode(sentences, language=language)
@@ -397,15 +396,3 @@ def _check_layers(model: str, facts: ModelFacts, component: str, layers: Sequenc
 def _check_choice(field: str, value: str, known: Any) -> None:
     if value not in get_args(known):
         raise GridError(f"{field}: '{value}' is unknown; choose one of {', '.join(get_args(known))}")
-
-
-def _one_checkpoint(model: str) -> Checkpoint:
-    path, separator, revision = model.rpartition("@")
-    if not separator or Path(model).expanduser().exists():
-        path, revision = model, "main"
-    found = checkpoints(model, path, [revision])
-    if len(found) > 1:
-        raise ModelError(
-            f"model '{model}': names {len(found)} checkpoints; name one, such as {path}@{found[-1].revision}"
-        )
-    return found[0]
