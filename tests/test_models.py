@@ -337,8 +337,8 @@ def test_the_longest_sequence_is_bounded_by_the_tokenizer_and_runs(bert: Path, s
     ("config", "message"),
     [
         (
-            '{"model_type": "gpt_neox"}',
-            "model type 'gpt_neox' is not supported yet; supported: bert, bloom, camembert, dis",
+            '{"model_type": "gptj"}',
+            "model type 'gptj' is not supported yet; supported: apertus, bert, bloom, cam",
         ),
         ("{}", "model type 'None' is not supported yet"),
         ("{", "config.json: not readable as JSON: JSONDecodeError"),
