@@ -155,7 +155,7 @@ def test_text_that_is_not_utf8(desk: Desk, command: Command) -> None:
 
 def test_text_of_which_no_word_is_kept(desk: Desk) -> None:
     desk.write("text/de.txt", b"\n" * 40)
-    desk.fails(r"/text/de\.txt: no word of language de is kept; loosen words\.min_words … words\.del_freq")
+    desk.fails(r"/text/de\.txt: no word of language de is kept; loosen words\.lines … words\.del_freq")
     assert not (desk.run_dir / "corpus/lang=de").exists()
     assert not desk.has_scores()
 

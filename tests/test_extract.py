@@ -27,7 +27,8 @@ from raypipe import planning
 from raypipe.cluster.inprocess import InProcess
 from raypipe.cluster.protocol import Resources
 from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, InputError, ModelError, RunError
-from raypipe.grid import Grid, Words
+from raypipe.grid import Grid
+from raypipe.gridtext import Words
 from raypipe.pipeline import all_cells
 from raypipe.progress import Silent
 from raypipe.rundir import RunDir, file_digest

@@ -72,7 +72,7 @@ def test_layers_are_ids_of_the_model() -> None:
 MISTAKES = [
     ({"layer": 3}, "layer: unknown field; did you mean layers?"),
     ({"words": {"min_word": 3}}, "words.min_word: unknown field; did you mean min_words?"),
-    ({"words": {"zzz": 3}}, "words.zzz: unknown field; known here: min_words"),
+    ({"words": {"zzz": 3}}, "words.zzz: unknown field; known here: lines, min_words"),
     (
         {"models": [{"name": "a", "path": "b", "revison": 1}]},
         "models.0.revison: unknown field; did you mean revisions?",

@@ -17,7 +17,7 @@ LEVELS = [
     {"science", "models", "interop", "toy", "web"},
     {"statefile", "rundir", "gridfile"},
     {"schema", "grid", "lease"},
-    {"gridpatching", "schemapatching", "storage"},
+    {"gridpatching", "gridtext", "schemapatching", "storage"},
     {"columns"},
     {"gridcheck", "gridscores", "errors"},
 ]

@@ -19,8 +19,9 @@ from transformers import AutoModel, AutoTokenizer
 import raypipe
 from raypipe import planning
 from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, InputError, RunError
-from raypipe.grid import Grid, Words
+from raypipe.grid import Grid
 from raypipe.gridfile import absolute, load_grid
+from raypipe.gridtext import Words
 from raypipe.pipeline import all_cells
 from raypipe.progress import Silent
 from raypipe.rundir import RunDir
@@ -437,7 +438,7 @@ def test_an_alignment_that_is_not_there(desk: Desk) -> None:
         ({"en-de": ["0-0 5-1", ""]}, r"align/en-de\.pharaoh:1: source index 5 outside 0\.\.1"),
         ({"de-en": ["0-0", "x"]}, r"align/de-en\.pharaoh:2: link 'x'; expected SOURCE-TARGET, such as 0-0"),
         ({"en-de": ["0-0"]}, r"align/en-de\.pharaoh: 1 lines; expected 2, one per sentence pair"),
-        ({"en-de": ["", ""]}, r"align/en-de\.pharaoh: no link is kept; loosen words\.min_words … words\.del_freq"),
+        ({"en-de": ["", ""]}, r"align/en-de\.pharaoh: no link is kept; loosen words\.lines … words\.del_freq"),
     ],
 )
 def test_an_alignment_that_is_not_of_the_texts(desk: Desk, links: dict[str, list[str]], message: str) -> None:

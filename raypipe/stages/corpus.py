@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe.errors import InputError
-from raypipe.grid import Words
+from raypipe.gridtext import Words
 from raypipe.interop.alignments import PharaohLinks
 from raypipe.rundir import Cell, RunDir, file_digest
 from raypipe.schema import arrow_schema
