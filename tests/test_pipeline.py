@@ -29,7 +29,7 @@ from raypipe.progress import Silent
 from raypipe.rundir import RunDir
 from raypipe.science import kmeans
 from raypipe.science.clusterings import minibatch, ward
-from raypipe.stages import concepts
+from raypipe.stages import concepts, extract, spread
 from raypipe.stages.context import Context, answer_probe
 from raypipe.statefile import read_layer
 
@@ -570,3 +570,22 @@ def test_long_sentences_are_windowed_skipped_or_refused(world: tiny_world.World,
         CellsFailed, match=r"line \d+ of (en|de|fr): \d+ pieces, the model reads 12; split the sentence"
     ):
         raypipe.run(Grid(**world.grid(**small, states={"long_sentences": "error"})), tmp_path / "error", "inprocess")
+
+
+def test_clusterings_spread_to_save_time_give_the_same_bytes(
+    world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three clusterings for three workers, of which one takes twice as long: groups that cost nothing even that out."""
+    monkeypatch.setattr(spread, "GROUP_SECONDS", 0.0)
+    monkeypatch.setattr(spread, "EXCHANGE", 1e30)
+    monkeypatch.setattr(extract, "SMALLEST_SHARD", 50)
+    monkeypatch.setattr(extract, "SHARD_BYTES", 1)
+    opened, points = [], InProcess.points
+    monkeypatch.setattr(InProcess, "points", lambda *args: opened.append(1) or points(*args))
+    models = [{"name": "tiny", "path": str(world.path / "model"), "revisions": ["step-2"]}]
+    fields = world.grid(models=models, layers=[1], pairs=["en-de"], concepts={"k": 6, "seeds": 0})
+    raypipe.run(Grid(**(fields | {"resources": {"workers": 3}})), tmp_path / "spread", "inprocess")
+    assert len(opened) == 3
+    raypipe.run(Grid(**fields), tmp_path / "whole", "inprocess")
+    assert len(opened) == 3
+    assert score_bytes(tmp_path / "spread") == score_bytes(tmp_path / "whole")

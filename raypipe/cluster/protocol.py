@@ -27,7 +27,7 @@ MAX_DEATHS = 5
 
 
 POINTS_SHARE = 0.5
-"""Share of a worker's memory that points may fill; the rest is for one shard being read and what is kept beside points."""
+"""Share of a worker's memory for points and what is kept beside them; the rest is for one shard being read and its sums."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Resources:
 
     @property
     def points_budget(self) -> int:
-        """Bytes of points that each worker keeps, 0 for all; the shards beyond it are read again at every visit."""
+        """Bytes of points, and of what lies beside them, that each worker keeps, 0 for all; other shards are read again."""
         return int(self.memory * POINTS_SHARE)
 
 

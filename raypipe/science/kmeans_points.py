@@ -68,12 +68,13 @@ class LocalPoints:
 class Shelf(Generic[S]):
     """The shards of one process: as many as the budget allows stay, the others are read again for every visit.
 
-    What the engine keeps beside a shard stays in any case.
+    What the engine keeps beside the points is charged first. Where that alone is too much, sketches are made again too;
+    labels, scores and the sample of k-means++ stay in any case.
 
     Args:
         read: One of the specs to its points, [n, d].
         specs: What `read` needs of each shard, by the shard's index.
-        budget: Most bytes of points to keep; 0: all.
+        budget: Most bytes to keep of points and of what lies beside them; 0: all.
     """
 
     def __init__(self, read: Callable[[S], ArrayLike], specs: Mapping[int, S], budget: int) -> None:
@@ -82,23 +83,51 @@ class Shelf(Generic[S]):
         self._budget = budget
         self._kept: dict[int, Shard] = {}
         self._states: dict[int, dict[str, Any]] = {}
+        self._beside: dict[int, int] = {}  # bytes of the states, by shard
+        self._visited = -1
 
     def put(self, index: int, X_nd: ArrayLike) -> F32:
         """Take the points of a shard if they are missed and fit; returns them as float32."""
         points = _float32(X_nd)
         state = self._states.setdefault(index, {})
         state["points"] = len(points)
-        used = sum(shard.X_nd.nbytes for shard in self._kept.values())
-        if index not in self._kept and (self._budget == 0 or used + points.nbytes <= self._budget):
+        if index not in self._kept and (self._budget == 0 or self._used() + points.nbytes <= self._budget):
             self._kept[index] = Shard(points, state, index)
         return points
 
     def visit(self, index: int) -> Shard:
         """The shard, its points here or read when they are first looked at."""
+        if self._budget:
+            self._make_room()
+        self._visited = index
         if index in self._kept:
             return self._kept[index]
         state = self._states.setdefault(index, {})
         return _Absent(lambda: self.put(index, self._read(self._specs[index])), state, index)
+
+    def _used(self) -> int:
+        return sum(shard.X_nd.nbytes for shard in self._kept.values()) + sum(self._beside.values())
+
+    def _make_room(self) -> None:
+        """Let go of points, then of sketches, the last shards first, until the rest fits."""
+        if self._visited in self._states:
+            self._beside[self._visited] = _size(self._states[self._visited])
+        for index in sorted(self._kept, reverse=True):
+            if self._used() > self._budget:
+                del self._kept[index]
+        for index in sorted(self._states, reverse=True):
+            if self._used() > self._budget and self._states[index].pop("sketches", None):
+                self._beside[index] = _size(self._states[index])
+
+
+def _size(value: Any) -> int:
+    """Bytes of the arrays in a state."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Shard):
+        return _size(value.X_nd) + _size(value.state)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+    return sum(map(_size, parts))
 
 
 def seen(shard: Shard) -> int:

@@ -1,9 +1,9 @@
 """Stage concepts: K-means, or another clustering, of each scope at each layer.
 
 One cell per (model, revision, component, variant, layer, scope, algorithm, k and seed). A scope is one side (a language, or one
-within a pair, `en~en-de`) or a joint set of sides. A cell whose fit takes at most `resources.memory` (`COPIES` of its points) runs
-whole in one worker, cells side by side; a larger one is spread over a group of all workers, which hold its shards as far as their
-memory goes and read the others again at each pass. Results are the same bits either way. A fit that takes long keeps its progress
+within a pair, `en~en-de`) or a joint set of sides. A cell runs whole in one worker, cells side by side, or is spread over a group
+of all workers, by the rule of `spread`; a group holds the shards as far as its memory goes and reads the others again at each pass.
+Results are the same bits either way. A fit that takes long keeps its progress
 in the run, so that a new driver goes on from there.
 Legend: n points, k concepts, d width of a state.
 """
@@ -23,20 +23,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypipe.errors import RaypipeError
+from raypipe.grid import Grid
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import arrow_schema
 from raypipe.science import clusterings, kmeans
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side, clustering, joint, scope_name
+from raypipe.stages.spread import EXACT, PASSES, Clustering, Costs, memory_needed, places
 from raypipe.statefile import read_layer
 from raypipe.storage import below
 
 NAME, VERSION = "concepts", 3
 FIELDS = ("concepts.n_init", "concepts.max_iter", "concepts.tol", "concepts.scaling")
-COPIES = (
-    2.0  # memory of a fit, in copies of its points: themselves, their sketches, and the sample that k-means++ looks at
-)
-EXACT = ("kmeans", "spherical")  # algorithms of our own, which spread beyond one worker
 SAVE_SECONDS = 20.0  # between two savings of a fit's progress
 
 
@@ -81,8 +79,8 @@ def _key(state: tuple[str, ...], variant: str, layer: int, scope: tuple[Side, ..
 
 
 def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cell]) -> None:
-    """Clusters every scope: small cells side by side, large ones one after the other over all workers."""
-    items, small, large = list[Item](), list[Cell](), list[tuple[Cell, Item]]()
+    """Clusters every scope: whole cells side by side, then the spread ones one after the other over all workers."""
+    ready, shapes = list[tuple[Cell, Item]](), list[Clustering]()
     for cell in left:
         sources = [
             extracted[cell["model"], cell["revision"], cell["component"], side] for side in cell["scope"].split("+")
@@ -95,7 +93,14 @@ def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cel
         if not item["points"]:
             context.fail(cell, "none of its words has a state; the files _lost-* beside the states say why", "")
             continue
-        needed = memory_needed(item["points"], context.plan.facts[cell["model"]].width, item["algorithm"])
+        shape = Clustering(
+            item["points"],
+            context.plan.facts[cell["model"]].width,
+            item["k"],
+            len(item["shards"]),
+            item["algorithm"],
+        )
+        needed = memory_needed(shape)
         if item["algorithm"] not in EXACT and needed > context.cluster.resources.memory:
             context.fail(
                 cell,
@@ -103,15 +108,23 @@ def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cel
                 "kmeans",
                 "",
             )
-        elif needed <= context.cluster.resources.memory:
-            items.append(item)
-            small.append(cell)
-        else:
-            large.append((cell, item))
+            continue
+        ready.append((cell, item))
+        shapes.append(shape)
+    where, order = places(shapes, costs(context.plan.grid, context.cluster.resources.workers))
     context.watcher.start(NAME, len(left), "clusterings")
-    context.map_cells(work, small, items)
-    for cell, item in large:
-        _in_group(context, cell, item)
+    whole = [ready[index] for index in order if where[index] == "whole"]
+    context.map_cells(work, [cell for cell, _ in whole], [item for _, item in whole])
+    for index in order:
+        if where[index] != "whole":
+            _in_group(context, *ready[index])
+
+
+def costs(grid: Grid, workers: int) -> Costs:
+    """What the rule of `spread` needs to know of a grid."""
+    given, settings = grid.resources, grid.concepts
+    passes = settings.n_init * min(settings.max_iter, PASSES)
+    return Costs(workers, given.threads, int(given.memory), given.gpus_per_worker, passes)
 
 
 def _item(context: Context, cell: Cell, sources: list[Cell]) -> Item:
@@ -143,12 +156,6 @@ def device(gpus: float) -> str | None:
     return "cuda" if gpus else None
 
 
-def memory_needed(points: int, width: int, algorithm: str) -> int:
-    """Bytes that a fit of float32 points takes in one worker; Ward's tree holds the distances of its points twice."""
-    in_tree = min(points, clusterings.WARD_SAMPLE) if algorithm == "agglomerative" else 0
-    return int(points * width * 4 * COPIES) + 8 * in_tree**2
-
-
 def work(item: Item) -> Receipt:
     """Clusters one scope in this worker."""
     started = time.perf_counter()
@@ -163,7 +170,7 @@ def work(item: Item) -> Receipt:
 
 
 def _in_group(context: Context, cell: Cell, item: Item) -> None:
-    """Clusters one large scope over all workers."""
+    """Clusters one scope over all workers."""
     started = time.perf_counter()
     try:
         read = partial(read_shard, item["run"], item["layer"], item["unit"])
