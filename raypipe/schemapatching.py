@@ -132,6 +132,10 @@ PATCHING: dict[str, tuple[Column, ...]] = {
         *_PATCHED[:-1],
         Column("from_label", _STR, "label of the answer of src_unpatched"),
         Column("to_label", _STR, "label of the patched answer at the split-half layer"),
+        Column(
+            "from_group", _STR, "its group: gold, copying, sense, language, wrong, or gold_copy, which stands apart"
+        ),
+        Column("to_group", _STR, "group of to_label"),
         Column("count", _I32, "concept pairs", "pairs"),
         Column("share", _F64, "of all concept pairs", "fraction"),
         Column("lo", _F64, "lower end of its 95 % bootstrap interval"),

@@ -70,6 +70,7 @@ def test_every_command_is_known() -> None:
         "grid",
         "plan",
         "run",
+        "patch",
         "status",
         "show",
         "report",

@@ -469,6 +469,22 @@ def test_a_grid_reads_back_with_its_table_made_absolute(patching_world: World, t
     assert load_grid(tmp_path / "g.yaml").patching.table == str(tmp_path / "t.csv")
 
 
+def test_the_report_draws_the_null_and_the_intervals(finished: raypipe.Run) -> None:
+    page = finished.report.read_text(encoding="utf-8")
+    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    assert set(data["charts"]) == {"patching-layers", "patching-emergence", "patching-labels"}
+    layers = data["sets"]["patching-layers"]
+    rows = [dict(zip(layers["columns"], row, strict=True)) for row in layers["rows"]]
+    assert {row["shown"] for row in rows} >= {"seen", "third concept (null)"}
+    assert all(row["lo"] <= row["mean"] <= row["hi"] for row in rows)
+    panels = {row[0] for row in data["sets"]["patching-emergence"]["rows"]}
+    assert panels == {"tiny, all targets", "tiny, de → fr", "tiny, fr → en"}
+    labels = data["sets"]["patching-labels"]
+    counts = [row[-1] for row in labels["rows"] if row[:2] == ["tiny step-0", "seen"]]
+    assert sum(counts) == 2 * PAIRS
+    assert "they cover no variance over training seeds" in page
+
+
 def test_the_command_patches_and_shows(
     command: Callable[..., Done], finished: raypipe.Run, patching_world: World, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from raypipe.grid import Grid
 from raypipe.models.locate import RANDOM
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import TABLES, make_table
-from raypipe.science.answers import LABELS, gains
+from raypipe.science.answers import LABELS, gains, group
 from raypipe.science.intervals import FloatArray
 from raypipe.science.patching import (
     UNDEFINED,
@@ -289,6 +289,7 @@ def _transitions(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
         for move, count in sorted(Counter(moves).items(), key=lambda item: [LABELS.index(name) for name in item[0]]):
             found = mean([m == move for m in moves], weights)
             row = {"setting": setting, "from_label": move[0], "to_label": move[1], "count": count}
+            row |= {"from_group": group(move[0]), "to_group": group(move[1])}
             yield keys | row | {"share": found.value, "lo": found.lo, "hi": found.hi}
 
 

@@ -18,7 +18,7 @@ import vl_convert
 import yaml
 from markupsafe import Markup
 
-from raypipe.web import charts, frames
+from raypipe.web import charts, frames, patching
 from raypipe.web.frames import Setting
 
 _CONCEPTS = 10  # aligned concepts listed per model and direction
@@ -33,8 +33,8 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
     """The report of a run as one self-contained page.
 
     Args:
-        tables: `calign`, `aligned`, `colap`, `similarity` of `schema.TABLES`, in grid order; one that is absent or empty leaves its
-            part of the page out.
+        tables: `calign`, `aligned`, `colap`, `similarity` and those of patching of `schema.TABLES`, in grid order; one that is absent
+            or empty leaves its part of the page out.
         grid: The grid as plain data, printed as YAML.
         facts: `run`, `version`, `created` (texts); `counts` (label -> number, or label -> {language: number});
             `skipped` (list of {what, reason}); `warnings` (list of {code, where, value, limit, advice}). All optional.
@@ -58,6 +58,10 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
         drawn += charts.neighbour(measure, kept)
         sets[measure] = frames.compact(kept, _NEIGHBOUR)
         notes += [f"{measure}: {note}"] if note else []
+    patched = patching.draw(tables)
+    for chart, frame in patched.charts:
+        drawn.append(chart)
+        sets[chart.id] = frames.compact(frame, list(frame.columns))
     selects = _selects(scored, varied)
     signals = [{"name": s["name"], "value": s["opening"]} for s in selects]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("raypipe.web", ""), autoescape=True)
@@ -77,6 +81,7 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
         reasons=_reasons(tables),
         charts=drawn,
         neighbours="similarity" in tables,
+        patched=patched.rows,
         notes=notes,
         selects=[s for s in selects if len(s["options"]) > 1],
         data=_json({"charts": {c.id: c.spec | {"params": signals} for c in drawn}, "sets": sets}),
