@@ -64,7 +64,9 @@ class Model(Part):
     name: Short = Field(description="Short name used in folders, tables and flags.")
     path: str = Field(min_length=1, description="Local directory, Hub id, or toy:encoder.")
     revisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
-        ("main",), description="Checkpoint sub-directories (names, a glob, all), a Hub revision, or random:SEED."
+        ("main",),
+        description="Checkpoint sub-directories (names, a glob, all), a Hub revision, random:SEED, or sampled:POLICY (all, olmo, apertus, "
+        "eurollm or log_tokens:K of the names that say a step; others are left out).",
     )
     components: Annotated[tuple[Literal["encoder", "decoder"], ...], BeforeValidator(listed)] | None = Field(
         None, description="Parts of the model to read, encoder or decoder; null reads all that it has."

@@ -387,6 +387,18 @@ def test_two_revisions_with_the_same_weights_are_refused(patching_world: World, 
     )
 
 
+def test_weights_that_a_revision_shares_with_another_fail_its_cells(patching_world: World, tmp_path: Path) -> None:
+    """Two files may differ in their bytes and hold the same matrices."""
+    shutil.copytree(patching_world.path / "model/step-0", tmp_path / "m/step-1")
+    shutil.copytree(patching_world.path / "model/step-0", tmp_path / "m/step-2")
+    config = json.loads((tmp_path / "m/step-2/config.json").read_text())
+    (tmp_path / "m/step-2/config.json").write_text(json.dumps(config | {"note": "another file"}))
+    models = [{"name": "m", "path": str(tmp_path / "m"), "revisions": "all"}]
+    grid = patching_world.grid(grid={"models": models}, targets=["de-fr"], settings=["tgt_tgt"])
+    for _ in range(2):  # also where the first one is there already
+        refused(CellsFailed, "its weights are those of revision step-1; leave one of the two out", grid, tmp_path / "r")
+
+
 def test_another_vocabulary_within_a_model_fails_its_cells(patching_world: World, tmp_path: Path) -> None:
     shutil.copytree(patching_world.path / "model", tmp_path / "m")
     file = tmp_path / "m/step-0/tokenizer.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raypipe.errors import ModelError
 from raypipe.gridpatching import source_pairs
+from raypipe.models.locate import checkpoints
 from raypipe.models.prompts import (
     PromptText,
     decode,
@@ -191,6 +194,22 @@ def test_log_tokens_spreads_names_evenly_in_the_logarithm() -> None:
 def test_what_cannot_be_sampled_is_refused(names: list[str], policy: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         sampled(names, policy)
+
+
+def test_sampled_names_the_sub_directories_that_a_policy_keeps(tmp_path: Path) -> None:
+    for step in range(0, 1300, 100):
+        tiny_models.save_model(tmp_path / f"step-{step:04d}", "gpt2") if step == 0 else shutil.copytree(
+            tmp_path / "step-0000", tmp_path / f"step-{step:04d}"
+        )
+    shutil.copytree(tmp_path / "step-0000", tmp_path / "best")
+    found = [checkpoint.revision for checkpoint in checkpoints("m", str(tmp_path), ["sampled:olmo", "random:0"])]
+    assert found == [*(f"step-{i:02d}00" for i in (*range(11), 12)), "random:0"]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"org/decoder: its revisions cannot be listed: .*; name each"):
+        checkpoints("m", "org/decoder", ["sampled:olmo"])
 
 
 def test_a_prompt_text_knows_its_cut() -> None:

@@ -31,6 +31,21 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def hub_revisions(repository: str) -> list[str]:
+    """The branches and tags of a Hub repository, as the Hub lists them now.
+
+    Raises:
+        ModelError: the repository does not exist, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        refs = HfApi().list_repo_refs(repository)
+    except Exception as error:
+        raise ModelError(f"{repository}: its revisions cannot be listed: {one_line(error)}; name each") from error
+    return list(dict.fromkeys(ref.name for ref in [*refs.branches, *refs.tags]))
+
+
 def hub_file(repository: str, name: str, revision: str) -> Path | None:
     """A file of a Hub repository in the local cache, downloaded when it is not there; None if the repository lacks it.
 

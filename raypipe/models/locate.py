@@ -15,7 +15,8 @@ from typing import Any
 
 from raypipe.errors import ModelError
 from raypipe.models.families import FAMILIES, Family
-from raypipe.models.library import hub_file, one_line, quiet
+from raypipe.models.library import hub_file, hub_revisions, one_line, quiet
+from raypipe.models.schedule import sampled
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -34,6 +35,7 @@ TOKENIZER_FILES = (
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 RANDOM = "random:"
+SAMPLED = "sampled:"  # and a policy of `schedule`
 NO_LIMIT = 10**9  # pieces; a tokenizer that states more states no limit
 DEFAULT_MAX_PIECES = 512  # what T5 was trained with, for models that state no limit
 
@@ -106,15 +108,16 @@ class ModelFacts:
 
 
 def checkpoints(name: str, path: str, revisions: Sequence[str]) -> list[Checkpoint]:
-    """The checkpoints that `revisions` name, in their order, each once. Touches no network.
+    """The checkpoints that `revisions` name, in their order, each once. Touches the network only to list a Hub's.
 
     Args:
         name: the grid's short name of the model.
         path: a directory of a saved model, or of sub-directories with one each; or a Hub id `org/name`.
         revisions: names or globs of sub-directories; `all` (every sub-directory, `step-2` before `step-10`, then the
             directory itself if it is a model); `main` (the directory itself); `random:SEED` (fresh weights, with
-            configuration and tokenizer of the directory itself or else of the last checkpoint listed). For a Hub id:
-            Hub revisions and `random:SEED`.
+            configuration and tokenizer of the directory itself or else of the last checkpoint listed); `sampled:POLICY`
+            (those sub-directories whose names say a step, thinned as `schedule.sampled` does). For a Hub id: Hub
+            revisions, `sampled:POLICY` of its branches and tags, and `random:SEED`.
 
     Raises:
         ModelError: nothing is there, a revision names nothing, or the weights are missing or pickled.
@@ -128,7 +131,11 @@ def checkpoints(name: str, path: str, revisions: Sequence[str]) -> list[Checkpoi
                 raise ModelError(
                     f"model '{name}': revision '{revision}' cannot be listed on the Hub; name each revision"
                 )
-        found = [Checkpoint(name, revision, path, True, _seed(name, revision)) for revision in revisions]
+        named: list[str] = []
+        for revision in revisions:
+            policy = revision.removeprefix(SAMPLED)
+            named += [revision] if policy == revision else sampled(hub_revisions(path), policy)[0]
+        found = [Checkpoint(name, revision, path, True, _seed(name, revision)) for revision in named]
     else:
         known = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
         near = _near(root.name, known)
@@ -294,6 +301,8 @@ def _local(name: str, root: Path, revisions: Sequence[str]) -> list[Checkpoint]:
 def _matching(name: str, root: Path, revision: str, below: list[str], itself: bool) -> list[str]:
     if revision.startswith(RANDOM):
         return [revision]
+    if revision.startswith(SAMPLED):
+        return sampled(below, revision.removeprefix(SAMPLED))[0]
     if revision == "all":
         return [*below, *(["main"] if itself else [])]
     if revision == "main":

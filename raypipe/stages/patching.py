@@ -6,10 +6,12 @@ the mean states of its source prompts, which serve every target. Definitions: co
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import product
 from typing import Any
@@ -22,7 +24,7 @@ from raypipe.grid import Grid
 from raypipe.gridpatching import source_pairs
 from raypipe.models.locate import Checkpoint
 from raypipe.models.schedule import progress
-from raypipe.rundir import Cell, RunDir
+from raypipe.rundir import Cell, RunDir, digest
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.patching_rows import Outcome, Target
 from raypipe.stages.patching_summary import summarise
@@ -55,10 +57,9 @@ def cells(plan: Plan, prompts: list[Cell]) -> list[Cell]:
     for checkpoint in decoders(plan):
         of_model = next(cell for cell in prompts if cell["model"] == checkpoint.model)
         inputs = {"prompts": of_model.fingerprint, "model weights": plan.weights[checkpoint.model, checkpoint.revision]}
-        key = (("model", checkpoint.model), ("revision", checkpoint.revision))
         own = fields | {"models.trained_on": list(trained_on(plan.grid, checkpoint.model))}
         for target in plan.grid.patching.directions(plan.grid.languages):
-            made.append(Cell(NAME, (*key, ("target", "+".join(target))), own, inputs))
+            made.append(replace(_cell_key(checkpoint, target), fields=own, inputs=inputs))
     return made
 
 
@@ -82,8 +83,29 @@ def run(context: Context, left: list[Cell]) -> None:
         }
         for cell in left
     ]
+    held = _weights_held(context)
     for cell, receipt in context.each(context.cluster.stream(Worker, items), left):
-        context.finish(cell, receipt)
+        other = held.setdefault((cell["model"], receipt["weights"]), cell["revision"])
+        if other == cell["revision"]:
+            context.finish(cell, receipt)
+        else:
+            context.fail(cell, f"its weights are those of revision {other}; leave one of the two out", "")
+
+
+def _weights_held(context: Context) -> dict[tuple[str, str], str]:
+    """(model, fingerprint of weights) -> revision of the cells that are there already: a Hub may hold one behind two steps."""
+    held = {}
+    for checkpoint in decoders(context.plan):
+        for target in context.plan.grid.patching.directions(context.plan.grid.languages):
+            mark = context.run.mark_at(NAME, _cell_key(checkpoint, target).path)
+            if mark:
+                held[checkpoint.model, mark.receipt["weights"]] = checkpoint.revision
+    return held
+
+
+def _cell_key(checkpoint: Checkpoint, target: Direction) -> Cell:
+    key = (("model", checkpoint.model), ("revision", checkpoint.revision), ("target", "+".join(target)))
+    return Cell(NAME, key)
 
 
 def _target(cell: Cell) -> Direction:
@@ -137,6 +159,7 @@ class _Checkpoint:
         found = token_sets(self._tokenizer, [self._concepts[c].forms for c in used], self._grid.languages)
         self._sets = dict(zip(used, found, strict=True))
         network = load_causal(self._checkpoint)
+        self._weights = _fingerprint(network)
         if self._grid.dtype.compute != "float32":
             network = network.to(getattr(torch, self._grid.dtype.compute))
         network = network.to(torch_device(self._grid.resources.gpus_per_worker))
@@ -168,6 +191,7 @@ class _Checkpoint:
         return {
             "files": {name: self._run.write_table(name, table) for name, table in places.items()},
             "seconds": time.perf_counter() - started,
+            "weights": self._weights,
             "path": self._patcher.path,
             "path_reason": self._patcher.path_reason,
             "token_forwards": {part: after[part] - before[part] for part in after},
@@ -237,3 +261,10 @@ class _Checkpoint:
         texts, places = self._rows(role, pair, ["text", "write_pos"]).to_pydict().values()
         ids = ids_of(self._tokenizer, texts)
         return [Prompt(np.array(i, np.int32), place) for i, place in zip(ids, places, strict=True)]
+
+
+def _fingerprint(network: Any) -> str:
+    """SHA-256 of three of a model's matrices: the first, one in the middle and the last (section 4)."""
+    matrices = [weight for weight in network.parameters() if weight.ndim > 1]
+    three = (matrices[0], matrices[len(matrices) // 2], matrices[-1])
+    return digest([hashlib.sha256(matrix.detach().numpy().tobytes()).hexdigest() for matrix in three])

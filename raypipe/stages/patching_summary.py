@@ -320,11 +320,11 @@ def _with_emergence(table: pa.Table) -> pa.Table:
     for row in rows:
         if row["effect_split"] is not None and not row["revision"].startswith(RANDOM):
             groups.setdefault(tuple(row[n] for n in ("model", "target_in", "target_out", "setting")), []).append(row)
-    for group in groups.values():
-        if all(row["step"] is not None for row in group):
-            group.sort(key=lambda row: row["step"])
-        first = emergence([row["effect_split_lo"] for row in group])
-        for i, row in enumerate(group):
+    for over_time in groups.values():
+        if all(row["step"] is not None for row in over_time):
+            over_time.sort(key=lambda row: row["step"])
+        first = emergence([row["effect_split_lo"] for row in over_time])
+        for i, row in enumerate(over_time):
             row["emerged"] = first is not None and i >= first
     return make_table("patching_checkpoints", rows)
 
