@@ -27,6 +27,7 @@ from raypipe.stages.context import Context
 from raypipe.stages.extract import cut_shards
 from raypipe.stages.lexicon import skipped
 from raypipe.stages.plan import make_plan
+from raypipe.stages.relatives import relation
 from raypipe.stages.signatures import ADVICE, signatures
 from raypipe.stages.text import TextLines, count_lines
 
@@ -333,6 +334,30 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = 
         ("bert encoder main", "1 of 1 scores", "null + 2 sd"),
     ),
     (
+        "NULL_LIKE",
+        {"calign": {"labels_mean": 0.4, "labels_sd": 0.05}},
+        {"calign": {"labels_mean": 0.4, "labels_sd": 0.04}},
+        ("bert encoder main", "1 of 1 scores", "null + 2 sd"),
+    ),
+    (
+        "CASE_MISMATCH",
+        {"calign": {"coverage": 0.8, "coverage_folded": 0.86}},
+        {"calign": {"coverage": 0.8, "coverage_folded": 0.85}},
+        ("en-de", "coverage 0.80 would be 0.86", "0.05"),
+    ),
+    (
+        "ANISOTROPY",
+        {"concepts": {"cosine": 0.91, "top3": 0.5}},
+        {"concepts": {"cosine": 0.9, "top3": 0.5}},
+        ("bert encoder main layer 03 de", "mean cosine 0.91, 50% of the variance in three dimensions", "0.9, 50%"),
+    ),
+    (
+        "ANISOTROPY",
+        {"concepts": {"cosine": 0.1, "top3": 0.51}},
+        {"concepts": {"cosine": -0.2, "top3": 0.5}},
+        ("bert encoder main layer 03 de", "mean cosine 0.10, 51% of the variance in three dimensions", "0.9, 50%"),
+    ),
+    (
         "LANGUAGE_IMBALANCE",  # 2 x 60 / 160 = 0.75; 2 x 67 / 167 = 0.802
         {"corpus": {"points": 60}},
         {"corpus": {"points": 67}},
@@ -355,7 +380,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = 
 
 def test_a_quiet_run_has_no_warning_and_every_code_is_tested() -> None:
     assert warned() == warned(back={}) == []
-    assert {code for code, *_ in CASES} == set(ADVICE)
+    assert {code for code, *_ in CASES} | {"FLAT_LAYERS", "DECODER_LAYER0", "SEED_NOISE", "UNRELATED_HIGH"} == set(
+        ADVICE
+    )
 
 
 @pytest.mark.parametrize(("code", "fires", "at_the_limit", "says"), CASES)
@@ -405,7 +432,8 @@ def test_each_component_is_held_against_its_own_null() -> None:
 
 
 def test_no_draws_no_nulls(world: tiny_world.World, tmp_path: Path) -> None:
-    off = {"calign": {"min_types": 2, "null_draws": 0}, "colap": {"null_draws": 0}, "layers": [1]}
+    off: dict[str, Any] = {"calign": {"min_types": 2, "null_draws": 0}, "colap": {"null_draws": 0}, "layers": [1]}
+    off["models"] = [world.grid()["models"][0] | {"revisions": "all"}]  # random weights would be a null too
     run = raypipe.run(Grid(**world.grid(**off, languages=["en", "de"])), tmp_path / "run", "inprocess")
     calign, colap = run.calign().to_pylist(), run.colap().to_pylist()
     for name in ("null_calign", "null_sd", "null_max", "null_p"):
@@ -413,6 +441,93 @@ def test_no_draws_no_nulls(world: tiny_world.World, tmp_path: Path) -> None:
     assert {row["permuted_colap"] for row in colap} == {None}
     assert None not in {row["calign"] for row in calign} | {row["colap"] for row in colap}
     assert "NULL_LIKE" not in (run.path / "report/index.html").read_text()
+
+
+NOTHING: dict[str, Any] = dict.fromkeys(("corpus", "extract", "concepts", "lexicon"), ())
+
+
+def of_rows(
+    calign: list[dict[str, Any]], colap: list[dict[str, Any]] | None = None, **more: Any
+) -> list[tuple[str, ...]]:
+    """Code, place, value and limit of the warnings of some rows."""
+    empty = {name: dict.fromkeys(c.name for c in TABLES[name]) for name in TABLES}
+    rows = {"calign": calign, "colap": colap or [], **more}
+    tables = {name: make_table(name, [empty[name] | row for row in of]) for name, of in rows.items()}
+    return [(f["code"], f["where"], f["value"], f["limit"]) for f in signatures(tables, NOTHING)]
+
+
+def test_random_weights_are_a_null_of_the_trained_ones() -> None:
+    """Two draws 0.3 and 0.4: mean 0.35, sd 0.0707, so 0.49 is not above and 0.5 is."""
+    random = [QUIET_CALIGN | {"revision": f"random:{i}", "calign": score} for i, score in enumerate((0.3, 0.4))]
+    assert of_rows([QUIET_CALIGN, *random]) == []
+    assert of_rows([QUIET_CALIGN | {"calign": 0.49}, *random]) == [
+        ("NULL_LIKE", "bert encoder main", "1 of 1 scores", "null + 2 sd")
+    ]
+    assert of_rows([QUIET_CALIGN | {"calign": 0.49, "layer": 4}, *random]) == []  # of another layer
+
+
+def test_curves_that_do_not_move_are_flat() -> None:
+    def rows(*scores: float) -> list[dict[str, Any]]:
+        return [QUIET_CALIGN | {"layer": layer, "calign": score} for layer, score in enumerate(scores)]
+
+    assert of_rows(rows(0.5, 0.5, 0.5)) == [
+        ("FLAT_LAYERS", "bert encoder main en-de", "0.500 at all 3 layers", "differences")
+    ]
+    colap = [QUIET_COLAP | {"layer": layer} for layer in range(3)]
+    assert of_rows([], colap) == [("FLAT_LAYERS", "bert encoder main de-en", "0.800 at all 3 layers", "differences")]
+    assert of_rows(rows(0.5, 0.5, 0.4)) == of_rows(rows(0.5, 0.5)) == []
+    assert [row[0] for row in of_rows(rows(0.0, 0.0, 0.0))] == ["NULL_LIKE"]
+
+
+def test_layers_with_the_same_vectors_and_a_decoder_that_predicts_at_layer_0() -> None:
+    def found(*cells: tuple[Cell, float]) -> list[tuple[str, str, str]]:
+        empty = {name: make_table(name, []) for name in ("calign", "colap")}
+        done = NOTHING | {"concepts": [(cell, {"points": 200, "largest": 20, "inertia": i}) for cell, i in cells]}
+        return [(f["code"], f["where"], f["value"]) for f in signatures(empty, done)]
+
+    def cell(layer: str, variant: str = "v-default") -> Cell:
+        axes = ("model", "revision", "component", "variant", "layer", "scope", "k")
+        return Cell("concepts", tuple(zip(axes, ("t5", "main", "decoder", variant, layer, "de", "0010"), strict=True)))
+
+    assert found((cell("03"), 1.5), (cell("04"), 1.25)) == []
+    assert found((cell("03"), 1.5), (cell("04"), 1.5)) == [
+        ("FLAT_LAYERS", "t5 decoder main de", "layers 03, 04 hold the same vectors")
+    ]
+    assert found((cell("00", "v-predict"), 1.5)) == [("DECODER_LAYER0", "t5 decoder main layer 00 de", "predict")]
+    assert found((cell("01", "v-predict"), 1.5), (cell("00"), 1.25)) == []
+
+
+def test_unrelated_languages_are_held_against_the_related_ones() -> None:
+    """English and German have a branch in common, English and Russian neither branch nor script."""
+    related = [QUIET_CALIGN, QUIET_CALIGN | {"source": "de", "target": "en", "calign": 0.6}]  # mean 0.55
+    far = QUIET_CALIGN | {"target": "ru", "calign": 0.55}
+    assert of_rows([*related, far]) == [
+        ("UNRELATED_HIGH", "bert encoder main layer 3 en-ru", "0.55", "0.55, mean of related pairs")
+    ]
+    assert (
+        of_rows([*related, far | {"calign": 0.54}])
+        == of_rows([*related, far | {"target": "fr"}])
+        == of_rows([far])
+        == []
+    )
+    assert of_rows([*related, far | {"revision": "random:0"}]) == []
+    near, other = (QUIET_COLAP | {"scope": scope, "colap": 0.4, "layer": 2} for scope in ("de+en", "en+ru"))
+    assert [row[:2] for row in of_rows([], [near, other])] == [("UNRELATED_HIGH", "bert encoder main layer 2 en-ru")]
+    assert relation("pt-BR", "es_ES") == "related"
+    assert relation("en", "fr") is relation("en", "tlh") is relation("zh", "tlh") is None
+    assert relation("ja", "ko") == relation("el", "ru") == "unrelated"
+
+
+def test_differences_below_their_spread_between_seeds_are_noise() -> None:
+    row = {"metric": "calign", "kind": "layer", "model": "bert", "component": "encoder", "revision": "main"}
+    row |= {"higher": "3", "lower": "2", "difference": 0.1, "seed_sd": 0.1, "settings": 2}
+    noisy = row | {"seed_sd": 0.11}
+    assert of_rows([], conclusions=[row, row | {"seed_sd": None}]) == []
+    assert of_rows([], conclusions=[row, noisy, row]) == [
+        ("SEED_NOISE", "bert encoder main CALIGN of layers", "1 of 3 order statements", "seed sd")
+    ]
+    every = {"kind": "checkpoint", **dict.fromkeys(("model", "component", "revision"))}
+    assert of_rows([], conclusions=[noisy | every])[0][1] == "CALIGN of checkpoints"
 
 
 def test_the_limit_of_a_giant_concept_follows_k() -> None:

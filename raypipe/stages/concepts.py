@@ -27,6 +27,7 @@ from raypipe.grid import Grid
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import arrow_schema
 from raypipe.science import clusterings, kmeans
+from raypipe.science.anisotropy import Anisotropy, anisotropy
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side, clustering, joint, scope_name
 from raypipe.stages.spread import EXACT, PASSES, Clustering, Costs, memory_needed, places
@@ -160,13 +161,15 @@ def work(item: Item) -> Receipt:
     """Clusters one scope in this worker."""
     started = time.perf_counter()
     shards = [read_shard(item["run"], item["layer"], item["unit"], name) for name in item["shards"]]
+    points = kmeans.LocalPoints(shards)
     if item["algorithm"] == "minibatch":
         named = {name: item[name] for name in ("n_init", "max_iter", "tol", "seed", "threads")}
-        return _write(item, clusterings.minibatch(shards, item["k"], **named), started)
-    if item["algorithm"] == "agglomerative":
+        fit = clusterings.minibatch(shards, item["k"], **named)
+    elif item["algorithm"] == "agglomerative":
         fit = clusterings.ward(shards, item["k"], seed=item["seed"], threads=item["threads"])
-        return _write(item, fit, started)
-    return _write(item, _fit(kmeans.LocalPoints(shards), item), started)
+    else:
+        fit = _fit(points, item)
+    return _write(item, fit, anisotropy(points), started)
 
 
 def _in_group(context: Context, cell: Cell, item: Item) -> None:
@@ -175,7 +178,7 @@ def _in_group(context: Context, cell: Cell, item: Item) -> None:
     try:
         read = partial(read_shard, item["run"], item["layer"], item["unit"])
         with context.cluster.points(read, item["shards"]) as points:
-            receipt = _write(item, _fit(points, item), started)
+            receipt = _write(item, _fit(points, item), anisotropy(points), started)
     except Exception as error:  # as in `map`: whatever the work raises fails its cell alone
         said = str(error) if isinstance(error, RaypipeError) else f"{type(error).__name__}: {error}"
         context.fail(cell, said.partition("\n")[0], traceback.format_exc())
@@ -216,7 +219,7 @@ def _fit(points: kmeans.Points, item: Item) -> kmeans.Fit:
     return kmeans.fit(points, item["k"], init="k-means++", checkpoint=Saved(item), **settings)
 
 
-def _write(item: Item, fit: kmeans.Fit, started: float) -> Receipt:
+def _write(item: Item, fit: kmeans.Fit, spread: Anisotropy, started: float) -> Receipt:
     run = RunDir(item["run"])
     labels = np.concatenate(fit.labels).astype(np.int32)
     words = pa.concat_tables([run.read_table(name, arrow_schema("points").names) for name in item["shards"]])
@@ -247,4 +250,5 @@ def _write(item: Item, fit: kmeans.Fit, started: float) -> Receipt:
         "inertia": fit.inertia,
         "passes": fit.n_iter,
         "largest": int(np.bincount(labels).max()),
+        **spread._asdict(),
     }

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from statistics import fmean, stdev
 from typing import Any
 
 import pyarrow as pa
 
 from raypipe.rundir import Cell
+from raypipe.schema import TABLES
 from raypipe.stages.plan import language_of
+from raypipe.stages.relatives import relation
 
 Finding = dict[str, Any]
 Done = Mapping[str, Sequence[tuple[Cell, Mapping[str, Any]]]]
+RANDOM = "random:"
+NULLS = (("null_calign", "null_sd"), ("labels_mean", "labels_sd"))
+# What names a row of the two tables: the columns before the counts.
+SETTINGS = sorted({c.name for m in ("calign", "colap") for c in takewhile(lambda c: c.name != "concepts", TABLES[m])})
 
 ADVICE = {
     "LOW_COVERAGE": "the dictionary, not the model, bounds the score: use a larger one",
@@ -22,8 +30,14 @@ ADVICE = {
     "FEW_POINTS": "k is large for so little text: lower k or add text",
     "GIANT_CONCEPT": "near-identical states: COLAP then counts few real concepts",
     "TINY_CONCEPTS": "k is too large for the data: the eligible score rests on few concepts",
+    "ANISOTROPY": "distances are ruled by few dimensions: compare with scaling: unit or algorithm: spherical",
+    "FLAT_LAYERS": "was a layer read twice? compare the states of the layers",
+    "DECODER_LAYER0": "with states.decoder: predict its states are the embeddings of the pieces before: leave layer 0 out",
+    "CASE_MISMATCH": "a lower-cased dictionary against cased text: set words.normalise",
     "DIRECTION_GAP": "usually unequal coverage: compare the coverage of both directions",
-    "NULL_LIKE": "no evidence of alignment at this setting: not above the shuffled dictionary",
+    "NULL_LIKE": "no evidence of alignment at this setting: not above a shuffled dictionary, permuted labels or random weights",
+    "SEED_NOISE": "no ranking may be drawn from these differences: give more seeds, or show the spread",
+    "UNRELATED_HIGH": "suspect punctuation, word positions or a wrong language: compare with random:SEED weights",
     "LANGUAGE_IMBALANCE": "shares of a concept follow the sizes of the languages: use equal samples",
     "SHARED_STRINGS": "overlap comes from numbers, names and punctuation common to the languages",
     "CIRCULAR_DICTIONARY": "the dictionary was induced from the sentences that gave the points: CALIGN is inflated",
@@ -34,10 +48,16 @@ def signatures(tables: Mapping[str, pa.Table], done: Done) -> list[Finding]:
     """The findings of a run, one per code: the worst case, and how many cases there are.
 
     Args:
-        tables: The flat tables `calign` and `colap`.
+        tables: The flat tables `calign` and `colap`, and `conclusions` where there are any.
         done: Receipts of the finished cells by stage: corpus, lexicon, extract, concepts.
     """
-    cases = [*_of_cells(done), *_of_calign(tables["calign"].to_pylist()), *_of_colap(tables["colap"].to_pylist())]
+    calign, colap = ([_named(row) for row in tables[name].to_pylist()] for name in ("calign", "colap"))
+    cases = [*_of_cells(done), *_of_calign(calign), *_of_colap(colap)]
+    for metric, rows in (("calign", calign), ("colap", colap)):
+        scored = [row | {"score": row[metric]} for row in rows if row[metric] is not None]
+        cases += [*_flat(scored), *_unrelated(scored)]
+    if "conclusions" in tables:
+        cases += _noisy(tables["conclusions"].to_pylist())
     findings = []
     for code, advice in ADVICE.items():
         found = [case for case in cases if case[0] == code]
@@ -69,9 +89,16 @@ def _of_cells(done: Done) -> list[Case]:
         k, points = int(cell["k"]), receipt["points"]
         if points < 20 * k:
             cases.append(("FEW_POINTS", where, f"{points / k:.1f} points per concept", "20", k / points))
+        cosine, top3 = receipt.get("cosine", 0.0), receipt.get("top3", 0.0)
+        if cosine > 0.9 or top3 > 0.5:
+            value = f"mean cosine {cosine:.2f}, {top3:.0%} of the variance in three dimensions"
+            cases.append(("ANISOTROPY", where, value, "0.9, 50%", max(cosine / 0.9, top3 / 0.5)))
+        if cell["layer"] == "00" and cell["component"] == "decoder" and "predict" in dict(cell.key).get("variant", ""):
+            cases.append(("DECODER_LAYER0", where, "predict", "read", 0.0))
         share, limit = receipt["largest"] / points, min(0.2, 50 / k)
         if share > limit:
             cases.append(("GIANT_CONCEPT", where, f"{share:.0%} of points", f"{limit:.0%}", share))
+    cases += _same_vectors(done)
     cases += [
         ("CIRCULAR_DICTIONARY", f"{cell['source']}-{cell['target']}", "induced", "external", 0.0)
         for cell, receipt in done["lexicon"]
@@ -101,22 +128,8 @@ def _imbalanced(done: Done) -> list[Case]:
 
 def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
     cases: list[Case] = []
-    settings = (
-        "model",
-        "revision",
-        "source_component",
-        "target_component",
-        "variant",
-        "layer",
-        "k",
-        "seed",
-        "theta",
-        "translations",
-        "min_types",
-        "size_ratio",
-    )
-    scored = [row | {"component": _component(row)} for row in rows if row["calign"] is not None]
-    other = {(row["source"], row["target"], *(row[s] for s in settings)): row for row in scored}
+    scored = [row for row in rows if row["calign"] is not None]
+    other = {(row["source"], row["target"], _without(row, "source", "target")): row for row in scored}
     for row in scored:
         pair = f"{row['source']}-{row['target']}"
         where = f"{_state(row)} layer {row['layer']} {pair} theta {row['theta']:g}"
@@ -125,32 +138,125 @@ def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
         elif row["reachable"] < row["eligible"] / 2:
             value = f"{row['reachable']} of {row['eligible']} eligible concepts reachable"
             cases.append(("LOW_COVERAGE", where, value, "half", -row["reachable"] / row["eligible"]))
+        gain = (row["coverage_folded"] or 0) - row["coverage"]
+        if gain > 0.05 + 1e-9:
+            value = f"coverage {row['coverage']:.2f} would be {row['coverage_folded']:.2f}"
+            cases.append(("CASE_MISMATCH", pair, value, "0.05", gain))
         tiny = (row["concepts"] - row["eligible"]) / row["concepts"]
         if tiny > 0.3:
             cases.append(("TINY_CONCEPTS", where, f"{tiny:.0%} below {row['min_types']} types", "30%", tiny))
-        back = other.get((row["target"], row["source"], *(row[s] for s in settings)))
+        back = other.get((row["target"], row["source"], _without(row, "source", "target")))
         if back and abs(row["calign"] - back["calign"]) > 0.2 + 1e-9:
             gap = abs(row["calign"] - back["calign"])
             cases.append(("DIRECTION_GAP", where, f"{gap:.2f}", "0.2", gap))
     return cases + _null_like(scored)
 
 
-def _component(row: dict[str, Any]) -> str:
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the names that both metrics have: `component` and the languages `between` which it stands."""
+    if "scope" in row:
+        return row | {"between": tuple(row["scope"].split("+"))}
     source, target = row["source_component"], row["target_component"]
-    return str(source) if source == target else f"{source}-{target}"
+    component = source if source == target else f"{source}-{target}"
+    return row | {"component": component, "between": (row["source"], row["target"])}
+
+
+def _without(row: Mapping[str, Any], *columns: str) -> tuple[Any, ...]:
+    """What names a row, apart from some columns."""
+    return tuple(row[name] for name in SETTINGS if name in row and name not in columns)
 
 
 def _null_like(scored: list[dict[str, Any]]) -> list[Case]:
-    """Components of checkpoints with scores that do not rise above their null; freshly initialised weights are not expected to."""
-    of_state: dict[str, list[bool]] = defaultdict(list)
+    """Components of checkpoints with scores that do not rise above a null; freshly initialised weights are not expected to."""
+    random, low = defaultdict[Any, list[float]](list), defaultdict[str, list[bool]](list)
     for row in scored:
-        if row["null_calign"] is not None and not row["revision"].startswith("random:"):
-            low = row["calign"] <= row["null_calign"] + 2 * row["null_sd"]
-            of_state[_state(row)].append(low)
+        if row["revision"].startswith(RANDOM):
+            random[_without(row, "revision")].append(row["calign"])
+    for row in scored:
+        nulls = [(row[mean], row[sd]) for mean, sd in NULLS if row[mean] is not None]
+        if drawn := random.get(_without(row, "revision")):
+            nulls.append((fmean(drawn), stdev(drawn) if len(drawn) > 1 else 0.0))
+        if nulls and not row["revision"].startswith(RANDOM):
+            low[_state(row)].append(any(row["calign"] <= mean + 2 * sd for mean, sd in nulls))
     return [
-        ("NULL_LIKE", state, f"{sum(low)} of {len(low)} scores", "null + 2 sd", sum(low) / len(low))
-        for state, low in of_state.items()
-        if any(low)
+        ("NULL_LIKE", state, f"{sum(found)} of {len(found)} scores", "null + 2 sd", sum(found) / len(found))
+        for state, found in low.items()
+        if any(found)
+    ]
+
+
+def _flat(scored: list[dict[str, Any]]) -> list[Case]:
+    """Curves over three or more layers that do not move, apart from those at 0."""
+    curves = defaultdict[Any, list[dict[str, Any]]](list)
+    for row in scored:
+        curves[_without(row, "layer")].append(row)
+    return [
+        (
+            "FLAT_LAYERS",
+            f"{_state(rows[0])} {'-'.join(rows[0]['between'])}",
+            f"{rows[0]['score']:.3f} at all {len(rows)} layers",
+            "differences",
+            0.0,
+        )
+        for rows in curves.values()
+        if len(rows) > 2 and rows[0]["score"] and len({row["score"] for row in rows}) == 1
+    ]
+
+
+def _same_vectors(done: Done) -> list[Case]:
+    """Layers whose clusterings have the same inertia to the last bit, as only the same vectors have."""
+    layers = defaultdict[Any, list[Cell]](list)
+    for cell, receipt in done["concepts"]:
+        if receipt.get("inertia"):
+            layers[(*(part for part in cell.key if part[0] != "layer"), receipt["inertia"])].append(cell)
+    return [
+        (
+            "FLAT_LAYERS",
+            f"{_state(cells[0])} {cells[0]['scope']}",
+            f"layers {', '.join(cell['layer'] for cell in cells)} hold the same vectors",
+            "different ones",
+            float(len(cells)),
+        )
+        for cells in layers.values()
+        if len(cells) > 1
+    ]
+
+
+def _unrelated(scored: list[dict[str, Any]]) -> list[Case]:
+    """Pairs without a common branch or script that score at least as high as the mean of the related pairs beside them."""
+    related, unrelated = defaultdict[Any, list[float]](list), list[dict[str, Any]]()
+    for row in scored:
+        kind = relation(*row["between"]) if len(row["between"]) == 2 else None
+        if kind == "related":
+            related[_without(row, "source", "target", "scope")].append(row["score"])
+        elif kind and not row["revision"].startswith(RANDOM):
+            unrelated.append(row)
+    means = {key: fmean(scores) for key, scores in related.items()}
+    return [
+        (
+            "UNRELATED_HIGH",
+            f"{_state(row)} layer {row['layer']} {'-'.join(row['between'])}",
+            f"{row['score']:.2f}",
+            f"{mean:.2f}, mean of related pairs",
+            row["score"] - mean,
+        )
+        for row in unrelated
+        if (mean := means.get(_without(row, "source", "target", "scope"))) is not None and row["score"] >= mean > 0
+    ]
+
+
+def _noisy(statements: list[dict[str, Any]]) -> list[Case]:
+    """Orders, of layers, pairs or checkpoints, with statements whose difference moves more between seeds than it is large."""
+    groups = defaultdict[Any, list[bool]](list)
+    for row in statements:
+        if row["seed_sd"] is not None:
+            names = [row[name] for name in ("model", "component", "revision") if row[name]]
+            where = " ".join([*names, f"{row['metric'].upper()} of {row['kind']}s"])
+            groups[where].append(row["seed_sd"] > row["difference"])
+    return [
+        ("SEED_NOISE", where, f"{sum(noisy)} of {len(noisy)} order statements", "seed sd", sum(noisy) / len(noisy))
+        for where, noisy in groups.items()
+        if any(noisy)
     ]
 
 
