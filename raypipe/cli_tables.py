@@ -19,7 +19,7 @@ COMPARED += ["calign", "null_calign", "coverage", "colap", "ceiling"]
 
 
 def correlate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or the URI of one in an object store.")],
     scores: Annotated[
         Path, typer.Argument(metavar="SCORES.csv", help="Columns model, revision, source, target, task, score.")
     ],
@@ -51,7 +51,7 @@ def correlate(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two or more run directories.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two or more run directories.")],
     layer: Annotated[int | None, typer.Option(help="Only this layer.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -77,6 +77,7 @@ def test_every_command_is_known() -> None:
         "calign",
         "colap",
         "correlate",
+        "compare",
         "import",
         "export",
     ]
@@ -207,7 +208,7 @@ def test_the_format_of_a_dictionary_is_told_from_its_content(
     ):
         file.write_text(line)
         found = yaml.safe_load(command("grid", grid_file, "--lexicon", f"~/{pattern}").out)["lexicon"]
-        assert found == {"format": kind, "path": str(tmp_path / pattern), "induce": None}
+        assert found == {"format": kind, "path": str(tmp_path / pattern), "induce": None, "lines": None}
 
 
 @pytest.mark.parametrize(
