@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from raypipe.cli_annotate import annotate
 from raypipe.cli_exchange import export_run, import_files
 from raypipe.cli_metrics import Json, calign, colap
 from raypipe.cli_tables import compare, correlate
@@ -367,6 +368,7 @@ def report(run: RunPath) -> None:
 app.command()(calign)
 app.command()(colap)
 app.command()(correlate)
+app.add_typer(annotate)
 app.command()(compare)
 app.command("import")(import_files)
 app.command("export")(export_run)

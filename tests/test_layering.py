@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1] / "raypipe"
 LEVELS = [
     {"cli"},
     {"cli_tables"},
-    {"cli_metrics", "cli_exchange"},
+    {"cli_metrics", "cli_exchange", "cli_annotate"},
     {"importing"},
     {"planning", "show", "correlate", "compare", "exporting", "importing_states"},
     {"pipeline"},

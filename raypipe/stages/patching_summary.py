@@ -82,7 +82,7 @@ def summarise(
         tables: `scores` and `answers` of the target.
         strata: Stratum -> level of each pair.
     """
-    runs, weights = _runs(grid, tables, keys["target_out"]), _weights(grid, pairs)
+    runs, weights = runs_of(grid, tables, keys["target_out"]), _weights(grid, pairs)
     overlap = runs["seen"].overlap if "seen" in runs else np.zeros(0)
     levels = dict(strata) | ({"form_overlap": _levels(overlap)} if overlap.size else {})
     rows = {
@@ -128,7 +128,7 @@ def _over_targets(run: RunDir, grid: Grid, cells: Sequence[Cell]) -> dict[str, p
     for cell in cells:
         folder = f"patching/parts/{cell.path}"
         tables = {name: run.read_table(f"{folder}/{name}.parquet") for name in ("scores", "answers")}
-        each.append(_runs(grid, tables, cell["target"].split("+")[1]))
+        each.append(runs_of(grid, tables, cell["target"].split("+")[1]))
         keys = {name: tables["scores"].column(name)[0].as_py() for name in tables["scores"].schema.names[:5]}
     runs, weights = _mean_runs(each), _weights(grid, pairs)
     rows = {
@@ -154,7 +154,7 @@ def _weights(grid: Grid, pairs: Sequence[Row]) -> FloatArray:
     return draws([row["source_concept"] for row in pairs], grid.patching.resamples, grid.patching.seed)
 
 
-def _runs(grid: Grid, tables: Mapping[str, pa.Table], out: str) -> Runs:
+def runs_of(grid: Grid, tables: Mapping[str, pa.Table], out: str) -> Runs:
     """The settings of one target from its prompt-level tables."""
     scores, answers, languages = tables["scores"], tables["answers"], grid.languages
     count = len(pc.unique(scores.column("pair")))
@@ -195,10 +195,10 @@ def _effect(runs: Runs, setting: str) -> FloatArray | None:
     return runs[setting].source - runs[THIRD].source if THIRD in runs and setting != THIRD else None
 
 
-def _split_layers(runs: Runs, setting: str) -> NDArray[np.int64]:
+def split_layers(runs: Runs, setting: str) -> NDArray[np.int64]:
     """The split-half layer of each pair: by the effect, else by P(s in O); the null is looked at where `seen` is."""
     if setting == THIRD:
-        return _split_layers(runs, "seen")
+        return split_layers(runs, "seen")
     effect = _effect(runs, setting)
     return split_half(runs[setting].source if effect is None else effect)
 
@@ -246,7 +246,7 @@ def _checkpoints(grid: Grid, runs: Runs, keys: Row, weights: FloatArray) -> Iter
             yield empty | {"setting": setting, "null_reason": "no_source_languages"}
     floor, ceiling = runs[TARGET].source[0], runs[SOURCE].source[0]
     for setting, run in _patched(runs):
-        layers = _split_layers(runs, setting)
+        layers = split_layers(runs, setting)
         row = empty | {"setting": setting} | _at_layers(run, layers, weights)
         best = normalised_score(run.source, floor, ceiling, weights)
         row |= _spread("nps_max", best)
@@ -283,7 +283,7 @@ def _gains(runs: Runs, run: _Run, layers: NDArray[np.int64]) -> dict[str, FloatA
 def _transitions(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
     before = runs[SOURCE].labels[0][0].tolist()
     for setting, run in _patched(runs):
-        layers = _split_layers(runs, setting)
+        layers = split_layers(runs, setting)
         after = run.labels[0][layers, np.arange(len(layers))].tolist()
         moves = list(zip(before, after, strict=True))
         for move, count in sorted(Counter(moves).items(), key=lambda item: [LABELS.index(name) for name in item[0]]):
@@ -296,7 +296,7 @@ def _transitions(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
 def _strata(runs: Runs, keys: Row, weights: FloatArray, levels: Mapping[str, Sequence[str]]) -> Iterator[Row]:
     for setting, run in runs.items():
         unpatched = setting in (SOURCE, TARGET)
-        layers = np.zeros(weights.shape[1], np.int64) if unpatched else _split_layers(runs, setting)
+        layers = np.zeros(weights.shape[1], np.int64) if unpatched else split_layers(runs, setting)
         effect = None if unpatched else _effect(runs, setting)
         values = {"p_source": held_out(run.source, layers), "accuracy": held_out(run.exact, layers)}
         values |= {} if effect is None else {"effect": held_out(effect, layers)}

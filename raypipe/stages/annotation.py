@@ -1,0 +1,148 @@
+"""Answers for manual annotation: a blinded sheet, its key, and how far annotators and automatic labels agree (section 5)."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raypipe.errors import InputError, RunError
+from raypipe.grid import Grid
+from raypipe.rundir import RunDir
+from raypipe.science.answers import LABELS
+from raypipe.stages.patching_summary import SOURCE, runs_of, split_layers
+from raypipe.stages.prompts import read_table
+
+Row = dict[str, Any]
+SHEET = ("item", "from", "to", "word", "other_word", "accepted", "answer", "label")
+KEY = ("item", "model", "revision", "setting", "pair", "automatic")
+
+
+def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting: str = "seen") -> Path:
+    """Writes a sheet of answers, unpatched and patched ones shuffled, as many of each automatic label as there are; and its key.
+
+    Args:
+        run: The run.
+        grid: Its grid.
+        sheet: CSV to write; an annotator fills the column `label` with one of `LABELS`, knowing neither model nor patch.
+        items: Answers in it.
+        seed: Seed of the draw.
+        setting: Whose patched answers, at the split-half layers, stand beside the unpatched ones.
+
+    Returns:
+        The key: the sheet's name with `.key.csv`.
+
+    Raises:
+        RunError: The run has no patched answers of the setting.
+    """
+    by_label = defaultdict[str, list[Row]](list)
+    for row in _answers(run, grid, setting):
+        by_label[row["automatic"]].append(row)
+    if not by_label:
+        raise RunError(
+            f"{run.path}: holds no answers patched with {setting}; run the stage patching of a grid that asks for it"
+        )
+    draw = np.random.default_rng(seed)
+    shuffled = [[rows[i] for i in draw.permutation(len(rows))] for _, rows in sorted(by_label.items())]
+    # One of each label after the other, until there are enough.
+    chosen = [row for row in chain.from_iterable(zip_longest(*shuffled)) if row][:items]
+    chosen = [chosen[i] | {"item": n} for n, i in enumerate(draw.permutation(len(chosen)))]
+    key = sheet.with_suffix(".key.csv")
+    for file, columns in ((sheet, SHEET), (key, KEY)):
+        with file.open("w", encoding="utf-8", newline="") as out:
+            writer = csv.DictWriter(out, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(chosen)
+    return key
+
+
+def _answers(run: RunDir, grid: Grid, setting: str) -> Iterator[Row]:
+    forms = {concept.id: concept.forms for concept in read_table(grid).concepts}
+    for path in run.read_json("run.json")["cells"].get("patching", []):
+        if run.mark_at("patching", path) is None:
+            continue
+        cell = dict(part.split("=", 1) for part in path.split("/"))
+        source, target = cell["target"].split("+")
+        tables = {name: run.read_table(f"patching/parts/{path}/{name}.parquet") for name in ("scores", "answers")}
+        runs = runs_of(grid, tables, target)
+        if setting not in runs:
+            continue
+        pairs = run.read_table(f"patching/prompts/model={cell['model']}/pairs.parquet").to_pylist()
+        layers = split_layers(runs, setting).tolist()
+        wanted = {(SOURCE, -1, n) for n in range(len(pairs))} | {(setting, j, n) for n, j in enumerate(layers)}
+        for answer in tables["answers"].to_pylist():
+            if (answer["setting"], answer["layer"], answer["pair"]) in wanted:
+                pair = pairs[answer["pair"]]
+                s, t = forms[pair["source_concept"]], forms[pair["target_concept"]]
+                yield {
+                    **{name: answer[name] for name in ("model", "revision", "setting", "pair")},
+                    "automatic": answer["label"],
+                    "from": source,
+                    "to": target,
+                    "answer": answer["cut"],
+                    "label": "",
+                    "word": s[source][0],
+                    "other_word": t[source][0],
+                    "accepted": "|".join(s[target]),
+                }
+
+
+def agreement(key: Path, sheets: Sequence[Path]) -> list[Row]:
+    """Cohen's kappa of every two annotators, and of each with the automatic labels; and the confusions with these.
+
+    Args:
+        key: The key of the sheets.
+        sheets: Filled copies of one sheet, one per annotator.
+
+    Returns:
+        One row per two readers: first, second, items (both labelled), kappa (None where both give a single label), agreed (share), and
+        confused, the pairs of labels that differ, most frequent first.
+
+    Raises:
+        InputError: FILE:LINE of a label that is none, or a file lacks a column.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    readers = {"automatic": _labels(key, "automatic")} | {sheet.name: _labels(sheet, "label") for sheet in sheets}
+    names, rows = list(readers), list[Row]()
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            a, b = readers[first], readers[second]
+            both = [(a[item], b[item]) for item in a if item in b]
+            differ = sorted({pair for pair in both if pair[0] != pair[1]}, key=lambda pair: (-both.count(pair), pair))
+            several = len({label for pair in both for label in pair}) > 1
+            rows.append(
+                {
+                    "first": first,
+                    "second": second,
+                    "items": len(both),
+                    "kappa": float(cohen_kappa_score(*zip(*both, strict=True))) if several else None,
+                    "agreed": float(np.mean([x == y for x, y in both])) if both else None,
+                    "confused": ", ".join(f"{x}/{y} {both.count((x, y))}" for x, y in differ),
+                }
+            )
+    return rows
+
+
+def _labels(file: Path, column: str) -> Mapping[str, str]:
+    """Item -> label; items without one are left out."""
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); expected a sheet of `raypipe annotate export`") from None
+    found = {}
+    for number, row in enumerate(rows, 2):
+        label = row.get(column)
+        if label is None or "item" not in row:
+            raise InputError(f"{file}:{number}: no column {column}; expected a sheet of `raypipe annotate export`")
+        if label and label not in LABELS:
+            raise InputError(f"{file}:{number}: label {label!r}; expected one of {', '.join(LABELS)}")
+        if label:
+            found[row["item"]] = label
+    return found

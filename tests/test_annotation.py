@@ -1,0 +1,95 @@
+"""Sheets for annotators: blinded, of every label, with a key; and their agreement."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Done
+from test_patching_stage import World, finished, patching_world  # noqa: F401 - fixtures
+
+import raypipe
+from raypipe.errors import InputError, RunError
+from raypipe.rundir import RunDir
+from raypipe.stages.annotation import agreement, export
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_a_sheet_tells_neither_model_nor_patch_and_its_key_tells_both(
+    command: Callable[..., Done],
+    finished: raypipe.Run,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    done = command("annotate", "export", finished.path, tmp_path / "sheet.csv", "--items", 30)
+    assert done.out.endswith("sheet.key.csv\n")
+    sheet, key = rows(tmp_path / "sheet.csv"), rows(tmp_path / "sheet.key.csv")
+    assert list(sheet[0]) == ["item", "from", "to", "word", "other_word", "accepted", "answer", "label"]
+    assert [row["item"] for row in sheet] == [row["item"] for row in key] == [str(i) for i in range(30)]
+    assert {row["setting"] for row in key} == {"src_unpatched", "seen"}
+    assert all(row["label"] == "" for row in sheet)
+    # Each answer is the one of the run that the key names.
+    answers = {
+        (a["revision"], a["target_in"], a["setting"], a["pair"], a["cut"])
+        for file in (finished.path / "patching/parts").rglob("answers.parquet")
+        for a in RunDir(finished.path).read_table(str(file.relative_to(finished.path))).to_pylist()
+    }
+    for shown, told in zip(sheet, key, strict=True):
+        assert (told["revision"], shown["from"], told["setting"], int(told["pair"]), shown["answer"]) in answers
+    # As many of each label as there are, up to an equal share.
+    counts = Counter(row["automatic"] for row in key)
+    assert min(counts.values()) <= 30 / len(counts) <= max(counts.values())
+    first = (tmp_path / "sheet.csv").read_bytes()
+    command("annotate", "export", finished.path, tmp_path / "sheet.csv", "--items", 30)
+    assert (tmp_path / "sheet.csv").read_bytes() == first
+
+
+def test_a_setting_without_answers_is_refused(finished: raypipe.Run, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(
+        RunError, match="holds no answers patched with moon; run the stage patching of a grid that asks"
+    ):
+        export(RunDir.open(finished.path), finished.grid, tmp_path / "s.csv", 5, 0, "moon")
+
+
+def sheet(file: Path, labels: list[str], column: str = "label") -> Path:
+    file.write_text(f"item,{column}\n" + "".join(f"{i},{name}\n" for i, name in enumerate(labels)), encoding="utf-8")
+    return file
+
+
+def test_the_agreement_is_cohen_s_kappa(command: Callable[..., Done], tmp_path: Path) -> None:
+    key = sheet(tmp_path / "key.csv", ["other", "other", "gold_first", "gold_first"], "automatic")
+    a = sheet(tmp_path / "a.csv", ["other", "other", "gold_first", "other"])
+    b = sheet(tmp_path / "b.csv", ["other", "gold_first", "gold_first", ""])
+    found = {(row["first"], row["second"]): row for row in agreement(key, [a, b])}
+    # Key and a agree on 3 of 4; by chance on (2 * 3 + 2 * 1) / 16 = 0.5: kappa = (0.75 - 0.5) / 0.5.
+    assert found["automatic", "a.csv"]["kappa"] == pytest.approx(0.5)
+    assert found["automatic", "a.csv"]["confused"] == "gold_first/other 1"
+    # a and b share three items and agree on two; by chance on (2 * 1 + 1 * 2) / 9: kappa = (2/3 - 4/9) / (5/9).
+    assert found["a.csv", "b.csv"]["items"] == 3
+    assert found["a.csv", "b.csv"]["kappa"] == pytest.approx(0.4)
+    assert "0.4" in command("annotate", "agreement", key, a, b).out
+    assert (
+        agreement(sheet(tmp_path / "k.csv", ["other"], "automatic"), [sheet(tmp_path / "e.csv", ["other"])])[0]["kappa"]
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("item,label\n0,fine\n", "s.csv:2: label 'fine'; expected one of empty, gold_copy"),
+        ("item,kind\n0,other\n", "s.csv:2: no column label; expected a sheet of `raypipe annotate export`"),
+        (None, r"s.csv: cannot be read \(.*No such file.*\); expected a sheet"),
+    ],
+)
+def test_a_broken_sheet_is_refused_with_its_line(tmp_path: Path, text: str | None, message: str) -> None:
+    if text:
+        (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        agreement(sheet(tmp_path / "key.csv", ["other"], "automatic"), [tmp_path / "s.csv"])
