@@ -14,6 +14,7 @@ import raypipe
 from raypipe.errors import CellsFailed, RunError
 from raypipe.grid import Grid
 from raypipe.science.agreement import best_jaccard
+from raypipe.web.rests import rests
 
 SETTINGS = {"algorithm": ["kmeans", "agglomerative"], "k": [6, 8], "seeds": [0, 1]}
 
@@ -61,6 +62,39 @@ def test_the_run_says_how_far_thresholds_may_move_and_what_survives(run: raypipe
     assert {row["kind"] for row in conclusions} == {"layer", "pair", "checkpoint"}
     assert {row["settings"] for row in conclusions} == {16}  # 2 algorithms, 2 k, 2 seeds, 2 thresholds
     assert all(0 <= row["share"] <= 1 and row["seed_sd"] >= 0 for row in conclusions)
+
+
+def test_the_report_sums_up_what_the_scores_rest_on(run: raypipe.Run) -> None:
+    page = run.report.read_text()
+    names = ("robustness", "conclusions", "agreement")
+    found = rests({name: getattr(run, name)() for name in names})
+    assert [(r["revision"], r["metric"], r["setting"], r["least"], r["value"], r["most"]) for r in found["ranges"]] == [
+        ("step-10", "calign", "theta", 0.5, 0.8, 0.8),
+        ("step-10", "colap", "theta", 0.2, 0.3, 0.3),
+    ]
+    rows = run.conclusions().to_pylist()
+    for row in found["conclusions"]:
+        shown = [
+            r
+            for r in rows
+            if (r["metric"], r["kind"], r["revision"] or "") == (row["metric"], row["kind"], row["revision"])
+        ]
+        shares = [r["share"] for r in shown]
+        assert (row["statements"], row["settings"], row["share"]) == (len(shares), 16, min(shares))
+        assert (row["all"], row["well"]) == (shares.count(1.0), sum(share >= 0.9 for share in shares))
+        first = shown[shares.index(min(shares))]
+        assert row["weakest"] == f"{first['higher']} > {first['lower']}"
+    assert {row["revision"] for row in found["conclusions"]} == {"step-10", ""}
+    compared = [r for r in run.agreement().to_pylist() if r["revision"] == "step-10"]
+    assert [row["between"] for row in found["agreement"]] == ["kmeans and agglomerative", "k", "seed"]
+    for row, axis in zip(found["agreement"], ("algorithm", "k", "seed"), strict=True):
+        mine = [r for r in compared if r["axis"] == axis]
+        assert row["comparisons"] == len(mine)
+        assert row["ami"] == pytest.approx(np.mean([r["ami"] for r in mine]))
+    assert all(heading in page for heading in ("Conclusions that survive", "Agreement of clusterings", ">Thresholds<"))
+    assert '"calign-theta":{' in page
+    assert '"colap-theta":{' in page
+    assert rests({}) == {"ranges": [], "conclusions": [], "agreement": []}
 
 
 def test_a_clustering_that_failed_is_named_and_compared_when_it_is_there(

@@ -151,7 +151,7 @@ def test_the_page_asks_the_network_for_nothing(big: str) -> None:
 
 def test_every_chart_is_valid_and_reads_columns_that_exist(big: str) -> None:
     page = data_of(big)
-    kinds = ("calign-layers", "calign-pairs", "calign-steps", "colap-layers", "colap-steps")
+    kinds = ("calign-layers", "calign-pairs", "calign-steps", "calign-theta", "colap-layers", "colap-steps")
     assert tuple(page["charts"]) == kinds
     for name, spec in page["charts"].items():
         alt.Chart.from_dict(spec, validate=True)

@@ -170,6 +170,22 @@ def heat_map(frame: pd.DataFrame, axes: list[Setting]) -> dict[str, Any]:
     return _finish(shown.transform_joinaggregate(top="max(value)"))
 
 
+def over_threshold(metric: str, frame: pd.DataFrame, axes: list[Setting], theta: Setting) -> dict[str, Any]:
+    """Score against theta, one line for each layer (mean over pairs) and one panel for each model, at the chosen revision."""
+    models = list(frame["model"].unique())
+    base = alt.Chart().encode(x=alt.X("theta:Q", title="θ", scale=alt.Scale(zero=False, nice=False)))
+    color = alt.Color("layer:O", scale=alt.Scale(scheme="viridis"), legend=alt.Legend(title="layer", orient="right"))
+    y = alt.Y("mean(value):Q", title=_name(metric), scale=alt.Scale(domainMin=0), axis=alt.Axis(tickCount=4))
+    tooltip = [alt.Tooltip("layer:O"), alt.Tooltip("theta:Q", title="θ"), alt.Tooltip("mean(value):Q", format=".3f")]
+    line = base.mark_line(point=alt.OverlayMarkDef(filled=True, size=30)).encode(y=y, color=color, tooltip=tooltip)
+    shown = alt.layer(line, alt.Chart().mark_rule(strokeDash=[2, 3], color="#888").encode(x=alt.XDatum(theta.opening)))
+    panels = shown.properties(width=_PANEL).facet(
+        alt.Facet("model:N", sort=models), columns=len(models), data=alt.NamedData(metric)
+    )
+    rest = [axis for axis in axes if axis is not theta]
+    return _finish(panels.transform_filter(_filter(rest, _language(metric), "!datum.random", _REVISION)))
+
+
 def _finish(chart: alt.FacetChart) -> dict[str, Any]:
     """The checked specification, without the address of its schema: the page names no address."""
     spec: dict[str, Any] = chart.to_dict()
@@ -178,7 +194,7 @@ def _finish(chart: alt.FacetChart) -> dict[str, Any]:
 
 
 def charts(metric: str, frame: pd.DataFrame, axes: list[Setting]) -> list[Chart]:
-    """The charts of one metric that its rows can fill: over layers, between languages, over revisions."""
+    """The charts of one metric that its rows can fill: over layers, between languages, over revisions and thresholds."""
     name, found = metric.upper(), []
     trained = frame[~frame["random"]]
     each = "direction" if metric == "calign" else "joint scope"
@@ -193,6 +209,12 @@ def charts(metric: str, frame: pd.DataFrame, axes: list[Setting]) -> list[Chart]
     if trained["step"].nunique() > 1:
         caption = f"{name} over the revisions, at the chosen layer, one panel per {each}."
         found.append(Chart(f"{metric}-steps", f"{name} over revisions", caption, curves(metric, frame, axes, "step")))
+    for theta in (axis for axis in axes if axis.column == "theta" and len(axis.values) > 1):
+        caption = (
+            f"Mean {name} over all {each}s against θ, one line for each layer; dotted: the θ that the page opens with."
+        )
+        spec = over_threshold(metric, trained, axes, theta)
+        found.append(Chart(f"{metric}-theta", f"{name} over thresholds", caption, spec))
     return found
 
 

@@ -26,9 +26,25 @@ OPENING = {
     for metric, defaults in (("calign", CalignSettings()), ("colap", ColapSettings()))
 }
 _SOURCES = {
-    "calign": {"value": "calign", "count": "aligned", "ref": "null_calign", "ref_sd": "null_sd", "ref_max": "null_max"},
-    "colap": {"value": "colap", "count": "overlapping", "ref": "permuted_colap", "ref_sd": "permuted_sd"},
+    "calign": {
+        "value": "calign",
+        "count": "aligned",
+        "ref": "null_calign",
+        "ref_sd": "null_sd",
+        "ref_max": "null_max",
+        "ci_lo": "lo",
+        "ci_hi": "hi",
+    },
+    "colap": {
+        "value": "colap",
+        "count": "overlapping",
+        "ref": "permuted_colap",
+        "ref_sd": "permuted_sd",
+        "ci_lo": "lo",
+        "ci_hi": "hi",
+    },
 }
+_BESIDE = ("banded_mean", "labels_mean", "clusterings_mean")  # nulls of CALIGN beside the shuffled dictionary
 _KEYS = ["model", "name", "component", "group", "layer", "pair"]
 _KEPT_ROWS = 20_000  # rows of a chart's data beyond which a browser grows slow
 
@@ -63,7 +79,8 @@ def scores(tables: Mapping[str, pa.Table]) -> dict[str, pd.DataFrame]:
     Returns:
         By metric, one row per model, revision, layer, pair and setting: model (the `name` in the grid, with the
         `component` where that model has several), value (mean of the seeds that have one), lo, hi (over seeds), seeds,
-        ref, ref_lo, ref_hi (mean -+ 2 sd), ref_max, count, concepts, reason (the first one of the seeds), random (a row
+        ref, ref_lo, ref_hi (mean -+ 2 sd), ref_max, ci_lo, ci_hi (bootstrap interval, mean over seeds), of CALIGN the means of its
+        other nulls, count, concepts, reason (the first one of the seeds), random (a row
         of random weights beside trained ones; these are pooled over their seeds), last (the model's last trained
         revision), step.
     """
@@ -137,11 +154,13 @@ def _averaged(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
     for new, old in _SOURCES[metric].items():
         raw[new] = raw[old]
     raw["ref_max"] = raw.get("ref_max", np.nan)
+    others = [name for name in _BESIDE if name in raw]
     raw["ref_var"] = raw["ref_sd"] ** 2
     raw["reason"] = raw["reason"].where(raw["reason"] != "")
     _tell_random(raw)
     columns = {"value": "mean", "ref": "mean", "ref_var": "mean", "ref_max": "max", "count": "mean", "concepts": "mean"}
     columns |= {"coverage": "mean", "null_p": "max", "reason": "first", "random": "first"}
+    columns |= dict.fromkeys(("ci_lo", "ci_hi", *others), "mean")
     grouped = raw.groupby([*_KEYS, *SHARED, *OWN[metric]], sort=False, dropna=False)
     frame = grouped.agg(columns | ({"source": "first", "target": "first"} if metric == "calign" else {}))
     spread = grouped["value"].agg(["min", "max", "count", "size"]).set_axis(["lo", "hi", "seeds", "of"], axis=1)

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from raypipe.web import charts, frames, patching
 from raypipe.web.frames import Setting
+from raypipe.web.rests import rests
 
 _CONCEPTS = 10  # aligned concepts listed per model and direction
 _WORDS = 12  # word pairs printed of a concept
@@ -33,8 +34,8 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
     """The report of a run as one self-contained page.
 
     Args:
-        tables: `calign`, `aligned`, `colap`, `similarity` and those of patching of `schema.TABLES`, in grid order; one that is absent
-            or empty leaves its part of the page out.
+        tables: `calign`, `aligned`, `colap`, `similarity`, `robustness`, `conclusions`, `agreement` and those of patching of
+            `schema.TABLES`, in grid order; one that is absent or empty leaves its part of the page out.
         grid: The grid as plain data, printed as YAML.
         facts: `run`, `version`, `created` (texts); `counts` (label -> number, or label -> {language: number});
             `skipped` (list of {what, reason}); `warnings` (list of {code, where, value, limit, advice}). All optional.
@@ -82,6 +83,7 @@ def render(tables: Mapping[str, pa.Table], grid: Mapping[str, Any], facts: Mappi
         charts=drawn,
         neighbours="similarity" in tables,
         patched=patched.rows,
+        rests=rests(tables),
         notes=notes,
         selects=[s for s in selects if len(s["options"]) > 1],
         data=_json({"charts": {c.id: c.spec | {"params": signals} for c in drawn}, "sets": sets}),
