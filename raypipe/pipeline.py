@@ -30,6 +30,7 @@ from raypipe.stages import (
     agreement,
     concepts,
     corpus,
+    emergence,
     extract,
     lexicon,
     patching,
@@ -71,6 +72,7 @@ BESIDE = (agreement.NAME, similarity.NAME)  # stages with one flat table
 OUTPUTS = (
     *(f"scores/{name}.parquet" for name in (*scores.FLAT, *report.FLAT, *BESIDE)),
     *patching_summary.PLACES.values(),
+    emergence.PLACE,
     report.PLACE,
 )
 SCORED = ("scores", *BESIDE)  # stages of pairs, whose rows say which input failed
@@ -335,6 +337,7 @@ def _report(context: Context, cells: Cells, started: float) -> None:
     if not finished["scores"] and not finished["patching"]:
         context.run.remove(report.PLACE)
         return
+    tables |= emergence.together(context.run, tables)
     described = context.run.read_json("run.json")
     facts = {
         "run": context.plan.grid.name,

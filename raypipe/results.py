@@ -109,15 +109,15 @@ class Run:
         return self._scores("similarity")
 
     def patching(self, table: str = "checkpoints") -> pa.Table:
-        """A table of concept patching: `checkpoints` (the summary), `curves`, `transitions`, `strata` or `costs`.
+        """A table of concept patching: `checkpoints` (the summary), `curves`, `transitions`, `strata`, `emergence` or `costs`.
 
         Raises:
             RunError: It is not there.
         """
         if not (self.path / f"patching/{table}.parquet").is_file():
             raise RunError(
-                f"{self.path}: no table {table} of patching; expected checkpoints, curves, transitions, strata or costs, of a run "
-                "whose grid names patching.table"
+                f"{self.path}: no table {table} of patching; expected checkpoints, curves, transitions, strata, emergence or costs, of a "
+                "run whose grid names patching.table"
             )
         return self._dir.read_table(f"patching/{table}.parquet")
 

@@ -153,6 +153,26 @@ PATCHING: dict[str, tuple[Column, ...]] = {
         Column("measure", _STR, "p_source, effect or accuracy, at the split-half layers"),
         *_MEAN,
     ),
+    "patching_emergence": (
+        *STATES,
+        Column("step", _I64, "training step, from the revision's name; null where it has none", "steps"),
+        Column(
+            "measure",
+            _STR,
+            "patching_effect (effect_split of seen over all targets), calign, colap or a measure of `similarity`: means over directions "
+            "and seeds at the grid's first settings",
+        ),
+        Column("layer", _I32, "absolute layer id; null for patching_effect"),
+        Column("value", _F64, "the measure"),
+        Column("lo", _F64, "lower end of the 95 % bootstrap interval of patching_effect"),
+        Column("hi", _F64, "its upper end"),
+        Column(
+            "r",
+            _F64,
+            "Spearman correlation with patching_effect over the checkpoints; null below three, or if one is constant",
+        ),
+        Column("n", _I32, "checkpoints it is over", "checkpoints"),
+    ),
     "patching_costs": (
         *STATES,
         Column("target_in", _STR, "input language of the patched prompts"),

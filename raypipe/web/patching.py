@@ -39,6 +39,8 @@ def draw(tables: Mapping[str, pa.Table]) -> Drawn:
     charts = [_layers(_over_targets(curves))]
     if summary["revision"].nunique() > 1:
         charts.append(_emergence(summary))
+    if "patching_emergence" in tables:
+        charts.append(_together(tables["patching_emergence"].to_pandas()))
     charts.append(_labels(_named(tables["patching_transitions"])))
     rows = over.astype(object).where(over.notna(), None).to_dict("records")
     return Drawn(charts, [{str(name): value for name, value in row.items()} for row in rows])
@@ -120,6 +122,34 @@ def _emergence(summary: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
         + (f" {left_out} more targets are in patching/checkpoints.parquet." if left_out > 0 else "")
     )
     return _chart("patching-emergence", "Emergence over training", caption, alt.layer(zero, band, line), frame, "panel")
+
+
+def _together(table: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
+    """Each measure at the layer where it is highest at the model's last checkpoint, beside the effect of patching."""
+    if table["step"].isna().any():
+        table["step"] = table.groupby("model")["revision"].transform(lambda names: pd.factorize(names)[0])
+    causal, other = table[table["layer"].isna()], table[table["layer"].notna()]
+    last = other.merge(causal.groupby("model", sort=False)["revision"].last().reset_index(), on=["model", "revision"])
+    best = last.sort_values("value", ascending=False, kind="stable").drop_duplicates(["model", "measure"])
+    shown = table.merge(best[["model", "measure", "layer"]], on=["model", "measure", "layer"])
+    frame = pd.concat([table[table["layer"].isna()], shown])
+    frame["r"] = [
+        f"{r:.2f} over {int(n)} checkpoints" if pd.notna(r) else "–"
+        for r, n in zip(frame["r"], frame["n"], strict=True)
+    ]
+    frame = frame.rename(columns={"measure": "shown"})[
+        ["model", "shown", "revision", "step", "layer", "value", "lo", "hi", "r"]
+    ]
+    base = alt.Chart().encode(x=alt.X("step:Q", title="training step", axis=alt.Axis(grid=False)), color=_color(frame))
+    band = base.mark_area(opacity=0.15).encode(y=alt.Y("lo:Q", title="value"), y2="hi:Q")
+    line = base.mark_line(point=True).encode(
+        y="value:Q", tooltip=["shown:N", "revision:N", "layer:Q", "value:Q", "r:N"]
+    )
+    caption = (
+        "The effect of patching beside the observational measures, each at the layer where it is highest at the last checkpoint; a mark "
+        "tells its rank correlation with the effect over the checkpoints, which are few and of one training run."
+    )
+    return _chart("patching-together", "Both systems over training", caption, alt.layer(band, line), frame, "model")
 
 
 def _labels(transitions: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:

@@ -1,0 +1,101 @@
+"""Both systems on one axis: what patching shows over the checkpoints of a model beside what CALIGN, COLAP and their neighbours show.
+
+A run whose decoder is both read (with a text) and patched (with a concept table) has both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypipe.models.locate import RANDOM
+from raypipe.rundir import RunDir
+from raypipe.schema import make_table
+
+NAME, PLACE = "patching_emergence", "patching/emergence.parquet"
+CAUSAL = "patching_effect"
+LEAST = 3  # checkpoints for a rank correlation
+SETTINGS = ("variant", "algorithm", "k", "theta", "translations", "min_types", "size_ratio", "rule")
+VALUES = {"calign": "calign", "colap": "colap", "similarity": "value"}
+
+
+def together(run: RunDir, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Writes the table `patching_emergence` of a run that has both systems for a model.
+
+    The causal measure is `effect_split` of the setting `seen`, over all targets. The observational ones are means over directions
+    and seeds at each layer, at the grid's first settings; each has the Spearman correlation with the causal one over checkpoints.
+
+    Returns:
+        The table by its name; nothing, and no file, where no model has both.
+    """
+    rows = list(_rows(tables)) if "patching_checkpoints" in tables else []
+    if not rows:
+        run.remove(PLACE)
+        return {}
+    table = make_table(NAME, rows)
+    run.write_table(PLACE, table)
+    return {NAME: table}
+
+
+def _rows(tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
+    import pandas as pd
+
+    summary = tables["patching_checkpoints"].to_pandas()
+    seen = summary[(summary["setting"] == "seen") & summary["effect_split"].notna()]
+    seen = seen[~seen["revision"].str.startswith(RANDOM)]
+    # The mean over targets, which stands behind them, or the only one.
+    seen = seen.drop_duplicates(["model", "revision"], keep="last").set_index(["model", "revision"])
+    found = list[dict[str, Any]]()
+    for name, column in VALUES.items():
+        if name not in tables:
+            continue
+        frame = tables[name].to_pandas()
+        for setting in SETTINGS:
+            if setting in frame and name != "similarity":
+                frame = frame[frame[setting] == frame[setting].iloc[0]]
+        frame["measure"] = frame["measure"] if name == "similarity" else name
+        means = (
+            frame.groupby(["model", "measure", "layer", "revision"], sort=False)[column].mean().dropna().reset_index()
+        )
+        for (model, measure, layer), part in means.groupby(["model", "measure", "layer"], sort=False):
+            there = [revision for revision in part["revision"] if (model, revision) in seen.index]
+            values = part.set_index("revision").loc[there, column].to_numpy()
+            causal = np.array([seen.loc[(model, revision), "effect_split"] for revision in there])
+            shared = {
+                "model": model,
+                "measure": measure,
+                "layer": int(layer),
+                "n": len(there),
+                "r": _spearman(values, causal),
+            }
+            found += [
+                shared
+                | {"revision": revision, "step": _step(seen, model, revision), "value": value, "lo": None, "hi": None}
+                for revision, value in zip(there, values.tolist(), strict=True)
+            ]
+    both = {row["model"] for row in found}
+    for (model, revision), row in seen.iterrows():
+        if model in both:
+            own = {"measure": CAUSAL, "layer": None, "n": None, "r": None, "step": _step(seen, model, revision)}
+            ends = {"value": row["effect_split"], "lo": row["effect_split_lo"], "hi": row["effect_split_hi"]}
+            found.append(
+                {"model": model, "revision": revision} | own | {n: None if pd.isna(v) else v for n, v in ends.items()}
+            )
+    return found
+
+
+def _step(seen: Any, model: str, revision: str) -> int | None:
+    step = seen.loc[(model, revision), "step"]
+    return None if step != step else int(step)  # noqa: PLR0124 - NaN
+
+
+def _spearman(x: Any, y: Any) -> float | None:
+    """The rank correlation over checkpoints; None with fewer than `LEAST`, or where one of the two is constant."""
+    from scipy.stats import spearmanr
+
+    if len(x) < LEAST or len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    return float(spearmanr(x, y).statistic)
