@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from raypipe.cli import app
 from raypipe.grid import Grid
 from raypipe.gridfile import load_grid
+from raypipe.science.seeding import SEED_SAMPLE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,6 +61,10 @@ def test_the_generated_pages_are_fresh() -> None:
     spec.loader.exec_module(generate)
     for name, text in generate.pages().items():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, f"docs/{name} is stale: run `make docs`"
+
+
+def test_the_readme_states_the_sample_of_first_centroids() -> None:
+    assert f"from {SEED_SAMPLE:,} drawn uniformly" in README
 
 
 def test_the_changelog_names_the_version() -> None:

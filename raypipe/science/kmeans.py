@@ -45,7 +45,8 @@ class KMeans:
         tol: Stop when the squared moves of all centroids add up to at most tol x mean variance of a dimension.
         spherical: Cluster directions: points and centroids are scaled to unit length. A mean without a direction stays
             where its centroid was.
-        precision: "auto" prunes by int8 products where the processor has them, "float32" never. No result depends on it.
+        precision: "auto" prunes by int8 products where the processor has AVX-512 VNNI, else as "float32" does: by float32
+            products, which are less exact than the float64 scores that decide. No result depends on it.
         threads: Threads to use; no result depends on it.
         device: Torch device that holds the points and makes the passes, such as "cuda"; None: this processor. No result
             depends on it.
