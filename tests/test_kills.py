@@ -32,6 +32,7 @@ from raypipe.stages import extract
 from raypipe.statefile import state_table
 
 KILLS = int(os.environ.get("RAYPIPE_KILLS", "2"))
+pytestmark = pytest.mark.timeout(240 + 60 * KILLS)
 
 
 class Killer(threading.Thread):
