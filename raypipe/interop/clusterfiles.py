@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def read_clusters(path: PathText, *, official: bool = False, max_bad_lines: int 
             merged += 1
             return
         seen[sentence, token] = concept
-        words.append(word)
+        words.append(sys.intern(word))  # one object per type: less memory, and faster to number
         rows.append(numbers)
 
     bad_lines = parse_lines(path, take, max_bad_lines)

@@ -11,6 +11,7 @@ from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, partial
+from itertools import chain, compress, repeat
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
@@ -141,19 +142,23 @@ class Cooccurrence:
     ) -> None:
         self._depths = sorted({max(n, 1) for n in translations})
         self._source, self._target = encode(*source, "source"), encode(*target, "target")
-        _check_dictionary(dictionary)
-        self._covered = np.array([bool(dictionary.get(word)) for word in self._source.types], np.bool_)
-        words = [word for word, covered in zip(self._source.types, self._covered, strict=True) if covered]
-        self._lists = [list(dictionary[word][: self._depths[-1]]) for word in words]
-        self._words = words
-        position = {word: i for i, word in enumerate(self._target.types)}
-        hits = [
-            (row, position[word], rank)
-            for row, ranked in enumerate(self._lists)
-            for rank, word in enumerate(ranked, 1)
-            if word in position
-        ]
-        self._hits: IntArray = np.array(hits, np.int64).reshape(-1, 3)  # covered word, target type, rank from 1
+        if not any(map(len, dictionary.values())):
+            raise InputError("dictionary: no usable entry; expected at least one source word with a translation")
+        found = list(map(dictionary.get, self._source.types))
+        self._covered: BoolArray = np.fromiter(map(bool, found), np.bool_, len(found))
+        self._covered_points = int(np.count_nonzero(self._covered[self._source.word]))
+        self._words = list(compress(self._source.types, self._covered))
+        self._lists: list[Sequence[str]] = list(filter(None, found))
+        if any(issubclass(kind, str) for kind in set(map(type, self._lists))):
+            word, text = next(pair for pair in zip(self._words, self._lists, strict=True) if isinstance(pair[1], str))
+            raise InputError(f"dictionary: {word!r} has the text {text!r}; expected a list of target words")
+        # Flat arrays: an object per translation would cost more than all products.
+        width = np.fromiter(map(len, self._lists), np.int64, len(self._lists))
+        position = dict(zip(self._target.types, range(len(self._target.types)), strict=True))
+        reached = np.fromiter(map(position.get, chain.from_iterable(self._lists), repeat(-1)), np.int64, width.sum())
+        row, rank = np.repeat(np.arange(len(width)), width), _counted(width) + 1
+        kept = np.flatnonzero((reached >= 0) & (rank <= self._depths[-1]))
+        self._hits = row[kept], reached[kept], rank[kept]  # covered word, target type, rank from 1
         self._count()
 
     def _count(self) -> None:
@@ -169,21 +174,27 @@ class Cooccurrence:
         self._sizes: dict[tuple[Fraction, bool], BoolArray] = {}
         self._least: dict[tuple[Fraction, str], IntArray] = {}
         self._best: dict[tuple[int, Fraction, bool], Matches] = {}
+        self._candidates: dict[tuple[int, Fraction, bool], tuple[IntArray, IntArray, Matches]] = {}
         self._rows: dict[tuple[int, int, int], AlignedRow] = {}
+        self._inside: dict[int, set[str]] = {}  # of a target concept, its types
+        self._ranked: dict[int, list[tuple[int, tuple[str, str]]]] = {}  # of a source concept, (rank, translation)
 
     def _reached(self) -> Any:
         """What each covered word reaches: sparse 0/1 [W, B * T], in the block of the first depth that reaches it."""
-        row, word, rank = self._hits.T
-        shape, holders = (len(self._lists), len(self._target.types)), self._target_incidence.T.tocsr()
-        blocks, before = list[Any](), sparse.csr_array((len(self._lists), len(self.target_concepts)), dtype=np.int32)
-        for depth in self._depths:
-            kept = rank <= depth
-            hits = sparse.csr_array((np.ones(np.count_nonzero(kept), np.int32), (row[kept], word[kept])), shape=shape)
-            reached = hits @ holders
-            reached.data[:] = 1
-            blocks.append(reached - before if blocks else reached)
-            before = reached
-        return sparse.hstack(blocks, format="csr")
+        row, word, rank = self._hits
+        blocks, targets = len(self._depths), len(self.target_concepts)
+        holders = self._target_incidence.T.tocsr()  # [target types, T]
+        width = np.diff(holders.indptr)[word]
+        concept = holders.indices[np.repeat(holders.indptr[word], width) + _counted(width)]
+        block = np.searchsorted(self._depths, np.repeat(rank, width))
+        # Sorted by (word, concept, block): the first of each (word, concept) is the shallowest depth.
+        keys = (np.repeat(row, width) * targets + concept) * blocks + block
+        key, block = np.divmod(np.sort(keys, kind="stable"), blocks)  # it uses the runs that are there
+        shallowest = np.diff(key, prepend=-1) != 0
+        row, concept = np.divmod(key[shallowest], max(targets, 1))
+        parts = np.ones(len(row), np.int32), block[shallowest] * targets + concept
+        starts = np.searchsorted(row, np.arange(len(self._lists) + 1))
+        return sparse.csr_array((*parts, starts), shape=(len(self._lists), blocks * targets))
 
     def _product(self, incidence: Any) -> Matches:
         """Matched types, int32 [B, S, T], of the words given to each concept by `incidence` [S, W]."""
@@ -216,9 +227,24 @@ class Cooccurrence:
                 self._sizes[key] = (target_1T >= least(ratio, source_S1)) & (source_S1 >= least(ratio, target_1T))
         return self._sizes[key]
 
-    def _largest(self, matched: Matches, thresholds: AlignThresholds) -> Matches:
-        """Each source concept's most matched types in a target concept of allowed size, int32 [S]."""
-        return np.asarray(np.where(self._size_allows(thresholds), matched, 0).max(axis=1, initial=0))
+    def _key(self, thresholds: AlignThresholds) -> tuple[int, Fraction, bool]:
+        return self._depth(thresholds), exact("size_ratio", thresholds.size_ratio), thresholds.official
+
+    def _allowed(self, thresholds: AlignThresholds) -> Matches:
+        """Matched types where the sizes allow it, 0 elsewhere, int32 [S, T]."""
+        return np.asarray(np.where(self._size_allows(thresholds), self.matched[self._depth(thresholds)], 0))
+
+    def _pairs(self, thresholds: AlignThresholds) -> tuple[IntArray, IntArray]:
+        """The positions of the pairs of concepts that qualify, by source, then target."""
+        key = self._key(thresholds)
+        if key not in self._candidates:
+            allowed = self._allowed(thresholds)
+            self._best[key] = allowed.max(axis=1, initial=0)
+            at = np.flatnonzero(allowed > 0)  # no threshold lets a pair through without a match
+            self._candidates[key] = (*np.divmod(at, max(allowed.shape[1], 1)), allowed.reshape(-1)[at])
+        source, target, matched = self._candidates[key]
+        kept = self._eligible(thresholds)[source] & self._passes(matched, thresholds, source)
+        return source[kept], target[kept]
 
     def _eligible(self, thresholds: AlignThresholds) -> BoolArray:
         return self.types_source > thresholds.min_types - (0 if thresholds.official else 1)
@@ -226,23 +252,22 @@ class Cooccurrence:
     def _passes(
         self, count: Matches | IntArray, thresholds: AlignThresholds, rows: IntArray | slice = slice(None)
     ) -> BoolArray:
-        """Whether matched counts [S] or [S, T] of the given source concepts reach theta."""
+        """Whether matched counts reach theta of the given source concepts, of each one or all of them, bool [n]."""
         whole = self.types_source if thresholds.denominator == "all" else self.covered_types
-        theta, shape = exact("theta", thresholds.theta), (-1, *[1] * (count.ndim - 1))
+        theta = exact("theta", thresholds.theta)
         if thresholds.official:
-            return np.asarray(count / whole[rows].reshape(shape) > float(theta))
+            return np.asarray(count / whole[rows] > float(theta))
         key = (theta, thresholds.denominator)
         if key not in self._least:
             # A concept without covered types reaches no share of them.
             self._least[key] = np.where(whole > 0, least(theta, whole), np.iinfo(np.int64).max)
-        return np.asarray(count >= self._least[key][rows].reshape(shape))
+        return np.asarray(count >= self._least[key][rows])
 
     def _aligned(self, thresholds: AlignThresholds) -> BoolArray:
         """Which source concepts are aligned, bool [S]."""
-        depth, ratio = self._depth(thresholds), exact("size_ratio", thresholds.size_ratio)
-        key = (depth, ratio, thresholds.official)
+        key = self._key(thresholds)
         if key not in self._best:
-            self._best[key] = self._largest(self.matched[depth], thresholds)
+            self._best[key] = self._allowed(thresholds).max(axis=1, initial=0)
         return np.asarray(self._eligible(thresholds) & self._passes(self._best[key], thresholds))
 
     def evaluate(self, thresholds: AlignThresholds, *, rows: bool = False) -> Calign:
@@ -257,19 +282,15 @@ class Cooccurrence:
         """
         depth, eligible = self._depth(thresholds), self._eligible(thresholds)
         reachable = eligible & self._passes(self.covered_types, thresholds)
-        aligned = np.flatnonzero(self._aligned(thresholds))
-        fits = self._passes(self.matched[depth][aligned], thresholds, aligned) & self._size_allows(thresholds)[aligned]
-        at, target = np.divmod(np.flatnonzero(fits), len(self.target_concepts))  # far faster than a 2-D nonzero
-        source = aligned[at]
+        source, target = self._pairs(thresholds)
         pairs = zip(self.source_concepts[source].tolist(), self.target_concepts[target].tolist(), strict=True)
-        points = len(self._source.word)
         return Calign(
             concepts=len(self.source_concepts),
             eligible=int(eligible.sum()),
             reachable=int(reachable.sum()),
-            aligned=len(aligned),
+            aligned=int(np.count_nonzero(np.bincount(source))),
             coverage=_ratio(len(self._words), len(self._source.types)),
-            occurrence_coverage=_ratio(int(self._covered[self._source.word].sum()), points),
+            occurrence_coverage=_ratio(self._covered_points, len(self._source.word)),
             pairs=tuple(pairs),
             rows=tuple(map(partial(self._row, depth), source.tolist(), target.tolist())) if rows else (),
         )
@@ -281,20 +302,17 @@ class Cooccurrence:
         return self._rows[key]
 
     def _new_row(self, depth: int, source: int, target: int) -> AlignedRow:
-        inside = {self._target.types[i] for i in _columns(self._target_incidence, target)}
-        words = sorted(
-            {
-                (self._words[i], word)
-                for i in _columns(self._incidence, source)
-                for word in self._lists[i][: self._depths[depth]]
-                if word in inside
-            }
-        )
-        matched, here, there = (
-            int(n) for n in (self.matched[depth, source, target], self.types_source[source], self.types_target[target])
-        )
-        ids = int(self.source_concepts[source]), int(self.target_concepts[target])
-        return AlignedRow(*ids, matched, here, there, matched / here, min(here, there) / max(here, there), tuple(words))
+        if target not in self._inside:
+            self._inside[target] = {self._target.types[i] for i in _columns(self._target_incidence, target)}
+        if source not in self._ranked:
+            ranked = ((self._words[i], self._lists[i]) for i in _columns(self._incidence, source))
+            self._ranked[source] = [(n, (w, x)) for w, targets in ranked for n, x in enumerate(targets)]
+        inside, most = self._inside[target], self._depths[depth]
+        words = tuple(sorted({pair for n, pair in self._ranked[source] if n < most and pair[1] in inside}))
+        here, there = self.types_source[source].item(), self.types_target[target].item()
+        matched, size = self.matched[depth, source, target].item(), min(here, there) / max(here, there)
+        ids = self.source_concepts[source].item(), self.target_concepts[target].item()
+        return AlignedRow(*ids, matched, here, there, matched / here, size, words)
 
     def null(
         self, draws: int, seed: int, thresholds: Sequence[AlignThresholds], kind: Null = "dictionary"
@@ -331,7 +349,7 @@ class Cooccurrence:
             order[np.sort(band)] = generator.permutation(np.sort(band))
         drawn = copy(self)
         parts = (self._incidence.data, order[self._incidence.indices], self._incidence.indptr)
-        drawn._incidence, drawn._best = sparse.csr_array(parts, shape=self._incidence.shape), {}
+        drawn._incidence, drawn._best, drawn._candidates = sparse.csr_array(parts, shape=self._incidence.shape), {}, {}
         drawn.__dict__.pop("matched", None)
         return drawn
 
@@ -351,12 +369,9 @@ def _columns(matrix: Any, row: int) -> list[int]:
     return found
 
 
-def _check_dictionary(dictionary: Mapping[str, Sequence[str]]) -> None:
-    for word, ranked in dictionary.items():
-        if isinstance(ranked, str):
-            raise InputError(f"dictionary: {word!r} has the text {ranked!r}; expected a list of target words")
-    if not any(len(ranked) for ranked in dictionary.values()):
-        raise InputError("dictionary: no usable entry; expected at least one source word with a translation")
+def _counted(widths: IntArray) -> IntArray:
+    """0, 1, … within each of consecutive groups of the given widths."""
+    return np.arange(widths.sum()) - np.repeat(np.cumsum(widths) - widths, widths)
 
 
 def calign(

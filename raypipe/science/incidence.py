@@ -31,10 +31,10 @@ class Points(NamedTuple):
 
     def incidence(self) -> Any:
         """Which types each concept holds: sparse int32 [C, types], 1 where a point of the type lies in the concept."""
-        width = max(len(self.types), 1)
-        concept, word = np.divmod(distinct(self.concept * width + self.word), width)
-        shape = (len(self.concepts), len(self.types))
-        return sparse.csr_array((np.ones(len(word), np.int32), (concept, word)), shape=shape)
+        shape, points = (len(self.concepts), len(self.types)), np.ones(len(self.word), np.int32)
+        matrix = sparse.csr_array((points, (self.concept, self.word)), shape=shape)  # which adds up equal places
+        matrix.data[:] = 1
+        return matrix
 
     def permuted(self, generator: np.random.Generator) -> Points:
         """The concepts permuted among the points, which keeps their sizes; the draw does not depend on the points' order."""
@@ -51,7 +51,7 @@ def numbered(values: Iterable[str]) -> tuple[list[str], IntArray]:
     """The distinct strings, sorted, and each value's position among them (int64 [n])."""
     values = list(values)
     names = sorted(set(values))
-    position = {name: i for i, name in enumerate(names)}
+    position = dict(zip(names, range(len(names)), strict=True))
     return names, np.fromiter(map(position.__getitem__, values), np.int64, len(values))
 
 

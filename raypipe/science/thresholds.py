@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,14 @@ def exact(name: str, value: Decimal) -> Fraction:
         GridError: The value is not a finite number.
     """
     try:
-        return Fraction(str(value))
+        return _fraction(str(value))
     except (ValueError, ZeroDivisionError):
         raise GridError(f"{name} {value!r}: not a number; expected a decimal such as 0.8") from None
+
+
+@lru_cache(1024)
+def _fraction(text: str) -> Fraction:
+    return Fraction(text)
 
 
 def least(share: Fraction, totals: NDArray[Any]) -> NDArray[Any]:
