@@ -1,6 +1,7 @@
 """CALIGN against the loop of the released code, on concept files of a real model; and a sweep of thresholds against one.
 
-- reference: the double loop of the published procedure, in plain Python over sets of words and lists of translations;
+- reference: the double loop of the published procedure over sets of words and lists of translations, run as it is there, at the
+  level of a module (`alignment_loop.py`);
 - ours: `Cooccurrence` and its evaluation, from the same words, concepts and dictionary in memory.
 
     python benchmarks/scores.py --model DIR --text 'text/{lang}.txt' --lexicon 'dict/{source}-{target}.txt' [--folder results]
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 
 THETAS = ("0.50", "0.55", "0.60", "0.65", "0.70", "0.75", "0.80", "0.85", "0.90", "0.95")
 TRANSLATIONS = (1, 3, 5, 10, 20)
+LOOP = str(Path(__file__).with_name("alignment_loop.py"))
 Groups = dict[int, set[str]]
 Clustering = tuple[list[str], Any]
 
@@ -83,47 +86,24 @@ def groups(side: Clustering) -> Groups:
     return found
 
 
-def reference(
-    source: Groups,
-    target: Groups,
-    dictionary: dict[str, list[tuple[str, float]]],
-    theta: float,
-    types: int,
-    ratio: float,
-) -> set[tuple[int, int]]:
-    """The published procedure: every pair of concepts, every word, its translations until one is found."""
-    aligned = set()
-    for source_concept, source_words in source.items():
-        matches: list[tuple[str, str]] = []
-        for target_concept, target_words in target.items():
-            count = 0
-            for word in source_words:
-                if word in dictionary:
-                    for translation, _ in dictionary[word]:
-                        if translation in target_words:
-                            count += 1
-                            matches.append((word, translation))
-                            break
-            enough = count / len(source_words) > theta and len(source_words) > types
-            if enough and len(source_words) / len(target_words) > ratio:
-                aligned.add((source_concept, target_concept))
-    return aligned
-
-
 def compare(name: str, source: Clustering, target: Clustering, lexicon: Path, options: argparse.Namespace) -> None:
     from raypipe.interop.dictionaries import read_dictionary
-    from raypipe.science.calign import calign
+    from raypipe.science.calign import Cooccurrence
+    from raypipe.science.thresholds import AlignThresholds
 
     ranked = read_dictionary(lexicon, semantics="official").ranked()
     cut = {word: [(target, 1.0) for target in found[:10]] for word, found in ranked.items()}
     sides = groups(source), groups(target)
-    thresholds = {"theta": options.theta, "translations": 10, "min_types": 4, "size_ratio": "0.4", "official": True}
+    thresholds = AlignThresholds(options.theta, 10, min_types=4, size_ratio="0.4", official=True)
 
     def theirs() -> set[tuple[int, int]]:
-        return reference(groups(source), groups(target), cut, float(options.theta), 4, 0.4)
+        given = {"source": groups(source), "target": groups(target), "dictionary": cut}
+        given |= {"theta": float(options.theta), "types": 4, "ratio": 0.4}
+        aligned = runpy.run_path(LOOP, given)["aligned"]
+        return {(concept, found) for concept, targets in aligned.items() for found in targets}
 
     def ours() -> set[tuple[int, int]]:
-        return set(calign(source, target, ranked, **thresholds).pairs)
+        return set(Cooccurrence(source, target, ranked, [10]).evaluate(thresholds).pairs)
 
     print(
         f"\n{name}: {len(sides[0])} and {len(sides[1])} concepts, {len(source[0])} and {len(target[0])} points, "

@@ -121,7 +121,7 @@ def _direction(
     score = tables.evaluate(thresholds, rows=True)
     found = score.to_json() | {"occurrence_coverage": score.occurrence_coverage}
     found["reason"] = "no_concepts" if not score.concepts else "" if score.coverage else "no_coverage"
-    of_concepts = source_concepts(tables, score, official=thresholds.official)
+    of_concepts = source_concepts(tables, score, thresholds)
     found["source_concepts"] = [c._asdict() | {"targets": [row._asdict() for row in c.targets]} for c in of_concepts]
     found |= {name: getattr(dictionary, name) for name in ("dropped_multiword", "dropped_duplicates")}
     return found | {"bad_lines": _listed(dictionary.bad_lines)}, score

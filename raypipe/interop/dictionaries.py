@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -125,7 +126,7 @@ def read_dictionary(
             dropped += 1
             return
         if normalise is not None:
-            source, entry = normalise(source), replace(entry, target=normalise(entry.target))
+            source, entry = normalise(source), replace(entry, target=sys.intern(normalise(entry.target)))
         found.setdefault(source, []).append(entry)
 
     bad_lines = parse_lines(path, take, max_bad_lines)
@@ -168,14 +169,14 @@ def _arrow(line: str) -> tuple[str, Entry]:
     probability = float(tail[2])
     if not 0 <= probability <= 1:
         raise BadLine(f"probability {tail[2]} outside 0..1")
-    return source, Entry(target, probability, natural("count", tail[3], _COUNT_MAX))
+    return source, Entry(sys.intern(target), probability, natural("count", tail[3], _COUNT_MAX))
 
 
 def _pair(line: str) -> tuple[str, Entry]:
     fields = [field for field in re.split("[ \t]+", line) if field]
     if len(fields) != 2:
         raise BadLine(f"{len(fields)} fields; expected source and target")
-    return fields[0], Entry(fields[1])
+    return fields[0], Entry(sys.intern(fields[1]))
 
 
 def write_dictionary(path: PathText, dictionary: Dictionary, format: str) -> None:

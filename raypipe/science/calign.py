@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain, compress, repeat
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -36,7 +36,26 @@ Clustering = tuple[Sequence[str], ArrayLike]
 """The words and the concepts of one scope's points: n strings and integers [n]."""
 
 BoolArray = NDArray[np.bool_]
-Matches = NDArray[np.int32]
+Counts = NDArray[np.int32]
+
+
+class _Matches(NamedTuple):
+    """Pairs of concepts with a matched type, by source, then target: positions int64 [P], matched types int32 [P, B]."""
+
+    source: IntArray
+    target: IntArray
+    matched: Counts
+
+
+class _Candidates(NamedTuple):
+    """Those of them that a size limit allows, with the matched types at one depth [P], and the most of each source [S]."""
+
+    source: IntArray
+    target: IntArray
+    matched: Counts
+    best: Counts
+
+
 Null = Literal["dictionary", "banded", "labels", "clusterings"]
 """What is drawn at random: translation lists among all covered source words, or among those of like frequency; concepts among
 the target's points; concepts among the points of each side."""
@@ -171,10 +190,8 @@ class Cooccurrence:
         self._incidence = incidence[:, np.flatnonzero(self._covered)]
         self.covered_types: IntArray = self._incidence.sum(axis=1).astype(np.int64)
         self._reach = self._reached()
-        self._sizes: dict[tuple[Fraction, bool], BoolArray] = {}
         self._least: dict[tuple[Fraction, str], IntArray] = {}
-        self._best: dict[tuple[int, Fraction, bool], Matches] = {}
-        self._candidates: dict[tuple[int, Fraction, bool], tuple[IntArray, IntArray, Matches]] = {}
+        self._held: dict[tuple[int, Fraction, bool], _Candidates] = {}
         self._rows: dict[tuple[int, int, int], AlignedRow] = {}
         self._inside: dict[int, set[str]] = {}  # of a target concept, its types
         self._ranked: dict[int, list[tuple[int, tuple[str, str]]]] = {}  # of a source concept, (rank, translation)
@@ -187,27 +204,31 @@ class Cooccurrence:
         width = np.diff(holders.indptr)[word]
         concept = holders.indices[np.repeat(holders.indptr[word], width) + _counted(width)]
         block = np.searchsorted(self._depths, np.repeat(rank, width))
-        # Sorted by (word, concept, block): the first of each (word, concept) is the shallowest depth.
-        keys = (np.repeat(row, width) * targets + concept) * blocks + block
-        key, block = np.divmod(np.sort(keys, kind="stable"), blocks)  # it uses the runs that are there
-        shallowest = np.diff(key, prepend=-1) != 0
-        row, concept = np.divmod(key[shallowest], max(targets, 1))
-        parts = np.ones(len(row), np.int32), block[shallowest] * targets + concept
+        keys = np.sort((np.repeat(row, width) * targets + concept) * blocks + block, kind="stable")  # it uses runs
+        keys = keys[np.diff(keys // blocks, prepend=-1) != 0]  # of each (word, concept) the shallowest
+        row, column = np.divmod(keys, max(targets * blocks, 1))
         starts = np.searchsorted(row, np.arange(len(self._lists) + 1))
-        return sparse.csr_array((*parts, starts), shape=(len(self._lists), blocks * targets))
-
-    def _product(self, incidence: Any) -> Matches:
-        """Matched types, int32 [B, S, T], of the words given to each concept by `incidence` [S, W]."""
-        dense = (incidence @ self._reach).toarray()
-        blocks = dense.reshape(len(self.source_concepts), len(self._depths), len(self.target_concepts))
-        for depth in range(1, len(self._depths)):  # a cumulative sum in place: a single depth costs nothing
-            blocks[:, depth] += blocks[:, depth - 1]
-        return np.asarray(blocks.transpose(1, 0, 2))
+        return sparse.csr_array(
+            (np.ones(len(row), np.int32), column, starts), shape=(len(self._lists), targets * blocks)
+        )
 
     @cached_property
-    def matched(self) -> Matches:
-        """m(Cs, Ct): int32 [B, S, T], one layer per depth, ascending."""
-        return self._product(self._incidence)
+    def _matches(self) -> _Matches:
+        """The pairs of concepts with a matched type at any depth."""
+        found, blocks = self._incidence @ self._reach, len(self._depths)
+        found.sort_indices()
+        source = np.repeat(np.arange(len(self.source_concepts)), np.diff(found.indptr))
+        target, block = np.divmod(found.indices, blocks)
+        new = (np.diff(source, prepend=-1) != 0) | (np.diff(target, prepend=-1) != 0)
+        matched_PB = np.zeros((np.count_nonzero(new), blocks), np.int32)
+        matched_PB[np.cumsum(new) - 1, block] = found.data
+        return _Matches(source[new], target[new], np.cumsum(matched_PB, axis=1, dtype=np.int32))
+
+    def matched(self, thresholds: AlignThresholds) -> Counts:
+        """m(Cs, Ct) with the translations kept at a setting, int32 [S, T]."""
+        dense_ST = np.zeros((len(self.source_concepts), len(self.target_concepts)), np.int32)
+        dense_ST[self._matches.source, self._matches.target] = self._matches.matched[:, self._depth(thresholds)]
+        return dense_ST
 
     def _depth(self, thresholds: AlignThresholds) -> int:
         depth = max(thresholds.translations, 1)  # the released code reads 0 as 1
@@ -216,41 +237,31 @@ class Cooccurrence:
         return self._depths.index(depth)
 
     def _size_allows(self, thresholds: AlignThresholds) -> BoolArray:
-        """Pairs of concepts whose type counts are close enough, bool [S, T]."""
-        ratio = exact("size_ratio", thresholds.size_ratio)
-        key = (ratio, thresholds.official)
-        if key not in self._sizes:
-            source_S1, target_1T = self.types_source[:, None], self.types_target[None]
-            if thresholds.official:
-                self._sizes[key] = source_S1 / target_1T > float(ratio)
-            else:
-                self._sizes[key] = (target_1T >= least(ratio, source_S1)) & (source_S1 >= least(ratio, target_1T))
-        return self._sizes[key]
+        """Which of the pairs with a match have type counts that are close enough, bool [P]."""
+        ratio, (source, target, _) = exact("size_ratio", thresholds.size_ratio), self._matches
+        source_P, target_P = self.types_source[source], self.types_target[target]
+        if thresholds.official:
+            return np.asarray(source_P / target_P > float(ratio))
+        least_target, least_source = least(ratio, self.types_source)[source], least(ratio, self.types_target)[target]
+        return np.asarray((target_P >= least_target) & (source_P >= least_source))
 
-    def _key(self, thresholds: AlignThresholds) -> tuple[int, Fraction, bool]:
-        return self._depth(thresholds), exact("size_ratio", thresholds.size_ratio), thresholds.official
-
-    def _allowed(self, thresholds: AlignThresholds) -> Matches:
-        """Matched types where the sizes allow it, 0 elsewhere, int32 [S, T]."""
-        return np.asarray(np.where(self._size_allows(thresholds), self.matched[self._depth(thresholds)], 0))
-
-    def _pairs(self, thresholds: AlignThresholds) -> tuple[IntArray, IntArray]:
-        """The positions of the pairs of concepts that qualify, by source, then target."""
-        key = self._key(thresholds)
-        if key not in self._candidates:
-            allowed = self._allowed(thresholds)
-            self._best[key] = allowed.max(axis=1, initial=0)
-            at = np.flatnonzero(allowed > 0)  # no threshold lets a pair through without a match
-            self._candidates[key] = (*np.divmod(at, max(allowed.shape[1], 1)), allowed.reshape(-1)[at])
-        source, target, matched = self._candidates[key]
-        kept = self._eligible(thresholds)[source] & self._passes(matched, thresholds, source)
-        return source[kept], target[kept]
+    def _candidates(self, thresholds: AlignThresholds) -> _Candidates:
+        """The pairs of allowed sizes with a match, without which no threshold lets a pair through."""
+        depth = self._depth(thresholds)
+        key = depth, exact("size_ratio", thresholds.size_ratio), thresholds.official
+        if key not in self._held:
+            source, target, matched_PB = self._matches
+            at = np.flatnonzero((matched_PB[:, depth] > 0) & self._size_allows(thresholds))
+            best = np.zeros(len(self.source_concepts), np.int32)
+            np.maximum.at(best, source[at], matched_PB[at, depth])
+            self._held[key] = _Candidates(source[at], target[at], matched_PB[at, depth], best)
+        return self._held[key]
 
     def _eligible(self, thresholds: AlignThresholds) -> BoolArray:
         return self.types_source > thresholds.min_types - (0 if thresholds.official else 1)
 
     def _passes(
-        self, count: Matches | IntArray, thresholds: AlignThresholds, rows: IntArray | slice = slice(None)
+        self, count: Counts | IntArray, thresholds: AlignThresholds, rows: IntArray | slice = slice(None)
     ) -> BoolArray:
         """Whether matched counts reach theta of the given source concepts, of each one or all of them, bool [n]."""
         whole = self.types_source if thresholds.denominator == "all" else self.covered_types
@@ -265,10 +276,8 @@ class Cooccurrence:
 
     def _aligned(self, thresholds: AlignThresholds) -> BoolArray:
         """Which source concepts are aligned, bool [S]."""
-        key = self._key(thresholds)
-        if key not in self._best:
-            self._best[key] = self._allowed(thresholds).max(axis=1, initial=0)
-        return np.asarray(self._eligible(thresholds) & self._passes(self._best[key], thresholds))
+        best = self._candidates(thresholds).best
+        return np.asarray(self._eligible(thresholds) & self._passes(best, thresholds))
 
     def evaluate(self, thresholds: AlignThresholds, *, rows: bool = False) -> Calign:
         """CALIGN at one setting, whose `translations` must be among those prepared.
@@ -282,7 +291,9 @@ class Cooccurrence:
         """
         depth, eligible = self._depth(thresholds), self._eligible(thresholds)
         reachable = eligible & self._passes(self.covered_types, thresholds)
-        source, target = self._pairs(thresholds)
+        source, target, matched, _ = self._candidates(thresholds)
+        kept = eligible[source] & self._passes(matched, thresholds, source)
+        source, target, matched = source[kept], target[kept], matched[kept]
         pairs = zip(self.source_concepts[source].tolist(), self.target_concepts[target].tolist(), strict=True)
         return Calign(
             concepts=len(self.source_concepts),
@@ -292,16 +303,18 @@ class Cooccurrence:
             coverage=_ratio(len(self._words), len(self._source.types)),
             occurrence_coverage=_ratio(self._covered_points, len(self._source.word)),
             pairs=tuple(pairs),
-            rows=tuple(map(partial(self._row, depth), source.tolist(), target.tolist())) if rows else (),
+            rows=tuple(map(self._row, repeat(depth), source.tolist(), target.tolist(), matched.tolist()))
+            if rows
+            else (),
         )
 
-    def _row(self, depth: int, source: int, target: int) -> AlignedRow:
+    def _row(self, depth: int, source: int, target: int, matched: int) -> AlignedRow:
         key = (depth, source, target)
         if key not in self._rows:  # one object for all settings that a pair qualifies at
-            self._rows[key] = self._new_row(*key)
+            self._rows[key] = self._new_row(depth, source, target, matched)
         return self._rows[key]
 
-    def _new_row(self, depth: int, source: int, target: int) -> AlignedRow:
+    def _new_row(self, depth: int, source: int, target: int, matched: int) -> AlignedRow:
         if target not in self._inside:
             self._inside[target] = {self._target.types[i] for i in _columns(self._target_incidence, target)}
         if source not in self._ranked:
@@ -310,7 +323,7 @@ class Cooccurrence:
         inside, most = self._inside[target], self._depths[depth]
         words = tuple(sorted({pair for n, pair in self._ranked[source] if n < most and pair[1] in inside}))
         here, there = self.types_source[source].item(), self.types_target[target].item()
-        matched, size = self.matched[depth, source, target].item(), min(here, there) / max(here, there)
+        size = min(here, there) / max(here, there)
         ids = self.source_concepts[source].item(), self.target_concepts[target].item()
         return AlignedRow(*ids, matched, here, there, matched / here, size, words)
 
@@ -349,8 +362,8 @@ class Cooccurrence:
             order[np.sort(band)] = generator.permutation(np.sort(band))
         drawn = copy(self)
         parts = (self._incidence.data, order[self._incidence.indices], self._incidence.indptr)
-        drawn._incidence, drawn._best, drawn._candidates = sparse.csr_array(parts, shape=self._incidence.shape), {}, {}
-        drawn.__dict__.pop("matched", None)
+        drawn._incidence, drawn._held = sparse.csr_array(parts, shape=self._incidence.shape), {}
+        drawn.__dict__.pop("_matches", None)
         return drawn
 
     def _reclustered(self, kind: Null, generator: np.random.Generator) -> Self:
@@ -358,7 +371,7 @@ class Cooccurrence:
         drawn = copy(self)
         drawn._target = self._target.permuted(generator)
         drawn._source = self._source.permuted(generator) if kind == "clusterings" else self._source
-        drawn.__dict__.pop("matched", None)
+        drawn.__dict__.pop("_matches", None)
         drawn._count()
         return drawn
 

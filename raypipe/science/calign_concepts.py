@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from raypipe.science.calign import AlignedRow, Calign, Cooccurrence
+from raypipe.science.thresholds import AlignThresholds
 
 
 class SourceConcept(NamedTuple):
@@ -35,15 +36,15 @@ class SourceConcept(NamedTuple):
     targets: tuple[AlignedRow, ...]
 
 
-def source_concepts(tables: Cooccurrence, score: Calign, *, official: bool = False) -> list[SourceConcept]:
+def source_concepts(tables: Cooccurrence, score: Calign, thresholds: AlignThresholds) -> list[SourceConcept]:
     """Every source concept by id.
 
     Args:
-        tables: Prepared for one number of translations.
-        score: What they gave at the setting asked for, with its rows.
-        official: q is source / target, as the released code compares it.
+        tables: What co-occurs.
+        score: What they gave at the setting, with its rows.
+        thresholds: The setting; in the official semantics q is source / target.
     """
-    (matched_ST,) = tables.matched
+    matched_ST, official = tables.matched(thresholds), thresholds.official
     source_S1, target_1T = tables.types_source[:, None], tables.types_target[None]
     # Quotients of counts this small are equal as float64 exactly where the fractions are.
     larger_ST = target_1T if official else np.maximum(source_S1, target_1T)
