@@ -203,8 +203,8 @@ class Patcher:
             raise InputError(f"{len(wanted)} lists of wanted pieces for {len(prompts)} prompts; expected one each")
         last = self.blocks - 1
         own = np.empty((len(prompts), self.blocks, self.width), np.float32)
-        clean = self._empty(len(prompts), own)
-        found = [[clean if j == last else self._empty(len(prompts)) for j in layers] for _ in states]
+        clean = _room_for(wanted, generate, own)
+        found = [[clean if j == last else _room_for(wanted, generate) for j in layers] for _ in states]
         for rows in self._plan(prompts, generate):
             with torch.inference_mode():
                 self._causal.part = "clean"
@@ -224,9 +224,6 @@ class Patcher:
                         self._listen(run, run.patched(j, ready), ids, generate, of_setting[layers.index(j)], rows)
         return clean, found
 
-    def _empty(self, count: int, states: Floats | None = None) -> Scored:
-        return Scored([np.empty(0, np.float32)] * count, [np.empty(0, np.int32)] * count, states)
-
     def _listen(
         self, run: Run, logits: torch.Tensor, wanted: Sequence[Ints], generate: int, into: Scored, rows: list[int]
     ) -> None:
@@ -242,11 +239,12 @@ class Patcher:
                 f"{type(self._causal.model).__name__}: its logits are not numbers; is the checkpoint whole?"
             )
         for index, values in zip(rows, np.split(kept, np.cumsum(counts)[:-1]), strict=True):
-            into.logprobs[index] = values
+            into.logprobs[index][:] = values
         for index, answer in zip(rows, self._greedy(run, logits, generate), strict=True):
-            into.answers[index] = answer
+            into.answers[index] = into.answers[index][: len(answer)]
+            into.answers[index][:] = answer
 
-    def _greedy(self, run: Run, logits: torch.Tensor, generate: int) -> list[NDArray[np.int32]]:
+    def _greedy(self, run: Run, logits: torch.Tensor, generate: int) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in logits]
         still = set(range(len(answers)))
         for count in range(1, generate + 1):
@@ -260,7 +258,7 @@ class Patcher:
                 break
             if count < generate:
                 logits = run.step(new)
-        return [np.array(answer, np.int32) for answer in answers]
+        return answers
 
     def _closes(self, piece: int) -> bool:
         if piece not in self._closing:
@@ -355,3 +353,10 @@ class Patcher:
         wanted = np.arange(self._causal.model.get_output_embeddings().weight.shape[0])
         second, first = np.sort(self.patched([longer], [states[None]], [wanted], 0, [layer])[0][0].logprobs[0])[-2:]
         return float(first - second)
+
+
+def _room_for(wanted: Sequence[Ints], generate: int, states: Floats | None = None) -> Scored:
+    """Results to be filled: laid out at once, since small arrays kept between the logits of batches would keep their memory apart."""
+    counts = [len(ids) for ids in wanted]
+    logprobs = np.split(np.empty(sum(counts), np.float32), np.cumsum(counts)[:-1])
+    return Scored(logprobs[: len(wanted)], list(np.empty((len(wanted), generate), np.int32)), states)
