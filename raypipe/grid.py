@@ -62,7 +62,7 @@ class Model(Part):
     """One model and its revisions."""
 
     name: Short = Field(description="Short name used in folders, tables and flags.")
-    path: str = Field(min_length=1, description="Local directory, Hub id, or toy:encoder.")
+    path: str = Field(min_length=1, description="Local directory, Hub id, toy:encoder or toy:decoder.")
     revisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
         ("main",),
         description="Checkpoint sub-directories (names, a glob, all), a Hub revision, random:SEED, or sampled:POLICY (all, olmo, apertus, "

@@ -1,8 +1,8 @@
-"""The toy world: a small parallel corpus written by hand and an encoder trained on it, built on first use.
+"""The toy world: a small parallel corpus written by hand, an encoder trained on it and a decoder on its words, built on first use.
 
-Its directory holds ``corpus/{lang}.txt``, ``concepts/{lang}.txt`` (a gold concept id for every word),
-``lexicon/{source}-{target}.txt`` (pair format), ``alignment/{source}-{target}.txt`` (Pharaoh) and
-``encoder/step-NNNNNN/`` (Hugging Face checkpoints).
+It holds ``corpus/{lang}.txt``, ``concepts/{lang}.txt`` (a gold concept id for every word),
+``lexicon/{source}-{target}.txt`` (pair format), ``alignment/{source}-{target}.txt`` (Pharaoh), ``words.csv`` (a concept table),
+and the Hugging Face checkpoints ``encoder/step-NNNNNN/`` and ``decoder/step-NNNNNN/``.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ MARK = "complete"
 """File that is written last; a directory without it is not used."""
 TEXT_CODE = ("__init__.py", "lexicon.py", "lexicon.txt", "sentences.py")
 ENCODER_CODE = (*TEXT_CODE, "train.py")
-ENCODER_LIBRARIES = ("torch", "transformers", "tokenizers")
+DECODER_CODE = (*ENCODER_CODE, "decoder.py")
+LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
 def resolve(path: str) -> str:
     """Turn ``toy:...`` into an absolute path, building what it names if need be; leave any other path as it is.
 
     Args:
-        path: such as ``toy:encoder`` or ``toy:corpus/{lang}.txt``; fields in braces stay. Only ``toy:encoder`` waits
-            for the training; the rest is text and takes a second.
+        path: such as ``toy:encoder`` or ``toy:corpus/{lang}.txt``; fields in braces stay. Only ``toy:encoder`` and
+            ``toy:decoder`` wait for a training; the rest is text and takes a second.
 
     Raises:
         RunError: the cache directory cannot be written.
@@ -45,7 +46,8 @@ def resolve(path: str) -> str:
     if not path.startswith(PREFIX):
         return path
     inside = path.removeprefix(PREFIX)
-    return str((world() if inside.split("/")[0] in {"", "encoder"} else texts()) / inside)
+    place = {"": world, "encoder": world, "decoder": decoder}.get(inside.split("/")[0], texts)
+    return str(place() / inside)
 
 
 def texts() -> Path:
@@ -76,25 +78,47 @@ def world(progress: Callable[[str], None] | None = None) -> Path:
         lines = [[text(sentence[lang]) for lang in LANGUAGES] for sentence in corpus()]
         train(lines, folder / "encoder", Settings(), progress)
 
-    return _built(f"toy-{_fingerprint(ENCODER_CODE, ENCODER_LIBRARIES)}", fill)
+    return _built(f"toy-{_fingerprint(ENCODER_CODE, LIBRARIES)}", fill)
+
+
+def decoder(progress: Callable[[str], None] | None = None) -> Path:
+    """Train the toy world's decoder, once, and give the directory that its ``decoder/`` stands in.
+
+    Args:
+        progress: told one line at each checkpoint of the training.
+
+    Raises:
+        RunError: the cache directory cannot be written.
+    """
+
+    def fill(folder: Path) -> None:
+        from raypipe.toy.decoder import Settings, train
+
+        train(folder / "decoder", Settings(), progress)
+
+    return _built(f"toy-decoder-{_fingerprint(DECODER_CODE, LIBRARIES)}", fill)
 
 
 def write_texts(folder: Path) -> None:
-    """Write corpus, gold concepts, dictionaries and alignments below a directory."""
-    from raypipe.toy.lexicon import LANGUAGES
+    """Write corpus, gold concepts, dictionaries, alignments and the concept table below a directory."""
+    from raypipe.toy.lexicon import LANGUAGES, things
     from raypipe.toy.sentences import corpus, dictionary, links, text
 
     def write(part: str, name: str, lines: Iterator[str]) -> None:
         (folder / part).mkdir(exist_ok=True)
         content = "".join(f"{line}\n" for line in lines)
-        (folder / part / f"{name}.txt").write_text(content, encoding="utf-8", newline="\n")
+        (folder / part / name).write_text(content, encoding="utf-8", newline="\n")
 
+    rows = [("concept", *LANGUAGES), *((c.id, *(c.forms[lang][0] for lang in LANGUAGES)) for c in things())]
+    write("", "words.csv", map(",".join, rows))
     sentences = corpus()
     for lang in LANGUAGES:
-        write("corpus", lang, (text(sentence[lang]) for sentence in sentences))
-        write("concepts", lang, (" ".join(token.concept for token in sentence[lang]) for sentence in sentences))
+        write("corpus", f"{lang}.txt", (text(sentence[lang]) for sentence in sentences))
+        write(
+            "concepts", f"{lang}.txt", (" ".join(token.concept for token in sentence[lang]) for sentence in sentences)
+        )
     for pair in permutations(LANGUAGES, 2):
-        name = "-".join(pair)
+        name = f"{'-'.join(pair)}.txt"
         write("lexicon", name, (" ".join(entry) for entry in dictionary(sentences, *pair)))
         write("alignment", name, (" ".join(f"{i}-{j}" for i, j in links(s, *pair)) for s in sentences))
 

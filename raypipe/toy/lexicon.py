@@ -9,6 +9,11 @@ from importlib.resources import files
 
 LANGUAGES = ("en", "es", "pt", "ru")
 """Spanish and Portuguese are the related pair; Russian is the one in another script."""
+THINGS = (
+    *("animal", "profession", "kin", "food", "drink", "clothing"),
+    *("outdoors", "building", "vehicle", "instrument"),
+)
+"""Classes of nouns."""
 FILE = "lexicon.txt"
 ABSENT = "-"
 """In a cell: the language has no word for it. As a gender: the noun takes no article."""
@@ -69,6 +74,11 @@ def concepts() -> Mapping[str, Concept]:
             forms = {lang: form[:-1] if lang in gender else form for lang, form in words.items()}
             table[name] = Concept(name, group, forms, gender)
     return table
+
+
+def things() -> tuple[Concept, ...]:
+    """Give the concepts that can be pointed at, in file order; each has a word in every language."""
+    return tuple(concept for concept in concepts().values() if concept.group in THINGS)
 
 
 def groups() -> Mapping[str, tuple[Concept, ...]]:

@@ -22,7 +22,19 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Settings:
+class Schedule:
+    """How a model learns."""
+
+    rate: float = 2e-3
+    """Peak learning rate; linear warm-up, then cosine to zero."""
+    warmup: int = 100
+    checkpoints: tuple[int, ...] = (0, 100, 250, 500, 1000, 1500)
+    """Steps after which the model is saved; the last one ends the training."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Settings(Schedule):
     """What the encoder is and how it learns; part of the world's content hash."""
 
     layers: int = 4
@@ -36,12 +48,6 @@ class Settings:
     """Rows of a step, half of them one sentence and half a sentence with its translation."""
     masked: float = 0.25
     """Share of the pieces to guess."""
-    rate: float = 2e-3
-    """Peak learning rate; linear warm-up, then cosine to zero."""
-    warmup: int = 100
-    checkpoints: tuple[int, ...] = (0, 100, 250, 500, 1000, 1500)
-    """Steps after which the model is saved; the last one ends the training."""
-    seed: int = 0
 
 
 Row = list[tuple[int, int]]
@@ -133,10 +139,10 @@ def _model(vocabulary: int, settings: Settings) -> BertForMaskedLM:
         attention_probs_dropout_prob=0.0,
         pad_token_id=PAD,
     )
-    return BertForMaskedLM(config).train()
+    return BertForMaskedLM(config)
 
 
-def _save(model: BertForMaskedLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a Hugging Face directory without the library's progress bar."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -170,8 +176,39 @@ def train(
     tokenizer = train_tokenizer([line for sentence in corpus for line in sentence], settings)
     sentences = [tokenizer(list(sentence), add_special_tokens=False)["input_ids"] for sentence in corpus]
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([settings.seed])))
+    learn(
+        "toy encoder",
+        lambda: _model(len(tokenizer), settings),
+        lambda model: _loss(model, *_batch(sentences, settings, rng)),
+        tokenizer,
+        folder,
+        settings,
+        progress,
+    )
+
+
+def learn(
+    name: str,
+    make: Callable[[], Any],
+    loss: Callable[[Any], torch.Tensor],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    settings: Schedule,
+    progress: Callable[[str], None] | None,
+) -> None:
+    """Lower a model's loss by AdamW and save the model at its checkpoints.
+
+    Args:
+        name: what progress calls the model.
+        make: gives the model, called with torch seeded.
+        loss: the loss of the next step's rows.
+        tokenizer: saved with each checkpoint.
+        folder: where ``step-NNNNNN`` directories go.
+        settings: how it learns.
+        progress: told one line at each checkpoint.
+    """
     with _borrowed_torch(settings.seed):
-        model = _model(len(tokenizer), settings)
+        model = make().train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, fused=True)
         last = max(settings.checkpoints)
         ramp = max(1, min(settings.warmup, last))
@@ -182,10 +219,10 @@ def train(
             if step in settings.checkpoints:
                 _save(model, tokenizer, folder / f"step-{step:06d}")
                 if progress:
-                    progress(f"toy encoder: step {step} of {last}")
+                    progress(f"{name}: step {step} of {last}")
             if step < last:
-                loss = _loss(model, *_batch(sentences, settings, rng))
+                error = loss(model)
                 optimizer.zero_grad()
-                torch.autograd.backward(loss)
+                torch.autograd.backward(error)
                 optimizer.step()
                 schedule.step()
