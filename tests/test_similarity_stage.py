@@ -306,6 +306,12 @@ def test_a_run_goes_on_where_it_was_and_a_new_measure_touches_nothing_else(
         raypipe.open_run(place).similarity()
 
 
+@pytest.mark.ray
+def test_the_table_is_the_same_bytes_on_ray(world: tiny_world.World, whole: raypipe.Run, tmp_path: Path) -> None:
+    run = raypipe.run(make(world, ALL, resources={"workers": 2}), tmp_path / "run", "local")
+    assert (run.path / FLAT).read_bytes() == (whole.path / FLAT).read_bytes()
+
+
 def test_a_failed_input_leaves_rows_that_say_so_and_is_made_up_for(world: tiny_world.World, tmp_path: Path) -> None:
     """A file stands where the folder of the German sentence states should be, which fails the whole forward."""
     place, state = tmp_path / "run", "model=tiny/revision=step-2/component=encoder/variant=v-default"
