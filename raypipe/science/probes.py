@@ -63,7 +63,7 @@ def language_probe(x: NDArray[Any], sampling: Sampling) -> Estimate:
 def false_friend_margin(x: NDArray[Any], y: NDArray[Any], same: ArrayLike, sampling: Sampling) -> Estimate:
     """Mean cos(X_i, Y_i) of shared forms with the same concept minus that of those with different concepts.
 
-    The chance level is 0, and the value is 0 at the input embedding by construction. The null permutes `same`.
+    The chance level is 0; so is the value of bare input embeddings, without positions. The null permutes `same`.
 
     Args:
         x: Vectors of the forms in one language, [n, d].
