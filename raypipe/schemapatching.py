@@ -184,6 +184,8 @@ PATCHING: dict[str, tuple[Column, ...]] = {
             "tokens run through all blocks; those of sources stand with the pair that needed them first",
             "tokens",
         ),
+        Column("path", _STR, "how patched runs were made: fast (an exchanged cache) or hook"),
+        Column("path_reason", _STR, "why this path"),
         Column("seconds", _F64, "of the whole cell", "s"),
         Column("peak_memory", _I64, "largest resident memory of the worker so far", "bytes"),
     ),

@@ -305,6 +305,8 @@ def test_the_sources_are_paid_by_the_target_that_needed_them_first(finished: ray
     table = finished.patching("costs").to_pandas()
     assert set(table.part) == {"source", "clean", "slots", "patched"}
     assert (table.peak_memory > 0).all()
+    assert set(table.path) == {"fast"}
+    assert table.path_reason.str.len().min() > 0
     # The first target of a checkpoint runs the sources of all; the second finds them there.
     sources = table[(table.part == "source") & (table.revision == "step-0")].set_index("target_in").token_forwards
     assert sources["de"] > 0

@@ -332,10 +332,15 @@ def _with_emergence(table: pa.Table) -> pa.Table:
 def _costs(run: RunDir, finished: Sequence[Cell]) -> pa.Table:
     rows = []
     for cell in finished:
-        mark = run.mark(cell)
-        for part, forwards in (mark.receipt["token_forwards"] if mark else {}).items():
-            target = cell["target"].split("+")
-            row = {"model": cell["model"], "revision": cell["revision"], "part": part, "token_forwards": forwards}
-            row |= {"target_in": target[0], "target_out": target[1], "seconds": mark.seconds if mark else None}
-            rows.append(row | {"peak_memory": mark.receipt["peak_memory"] if mark else None})
+        mark, target = run.mark(cell), cell["target"].split("+")
+        receipt = mark.receipt if mark else {"token_forwards": {}}
+        for part, forwards in receipt["token_forwards"].items():
+            row = {
+                "model": cell["model"],
+                "revision": cell["revision"],
+                "target_in": target[0],
+                "target_out": target[1],
+            }
+            row |= {name: receipt[name] for name in ("path", "path_reason", "peak_memory")}
+            rows.append(row | {"part": part, "token_forwards": forwards, "seconds": mark.seconds if mark else None})
     return make_table("patching_costs", rows)
