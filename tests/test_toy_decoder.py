@@ -127,3 +127,13 @@ def test_it_learns_to_translate_and_to_be_patched(trained: Path, few: tuple[lexi
     assert abs(found["step-000000"][1]) < 0.01
     assert found[f"step-{STEPS:06d}"][0] > 0.8
     assert found[f"step-{STEPS:06d}"][1] > 0.2
+
+
+def test_the_trained_decoder_is_found_by_its_name_also_when_its_code_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(toy.CACHE, str(tmp_path))
+    folder = tmp_path / f"toy-decoder-{toy._fingerprint(toy.DECODER_CODE, toy.LIBRARIES)}"
+    (folder / "decoder").mkdir(parents=True)
+    (folder / toy.MARK).touch()
+    assert toy.resolve("toy:decoder") == str(folder / "decoder")

@@ -46,7 +46,7 @@ def resolve(path: str) -> str:
     if not path.startswith(PREFIX):
         return path
     inside = path.removeprefix(PREFIX)
-    place = {"": world, "encoder": world, "decoder": decoder}.get(inside.split("/")[0], texts)
+    place = {"": world, "encoder": world, "decoder": trained_decoder}.get(inside.split("/")[0], texts)
     return str(place() / inside)
 
 
@@ -81,7 +81,7 @@ def world(progress: Callable[[str], None] | None = None) -> Path:
     return _built(f"toy-{_fingerprint(ENCODER_CODE, LIBRARIES)}", fill)
 
 
-def decoder(progress: Callable[[str], None] | None = None) -> Path:
+def trained_decoder(progress: Callable[[str], None] | None = None) -> Path:
     """Train the toy world's decoder, once, and give the directory that its ``decoder/`` stands in.
 
     Args:
