@@ -107,11 +107,12 @@ def share_interval(part: int, whole: int) -> tuple[float | None, float | None]:
 
     A bootstrap sample of 0/1 values sums to a binomial draw, so its percentiles need no sampling.
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr
 
     if not whole:
         return None, None
-    lo, hi = binom.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], whole, part / whole) / whole
+    shares = bdtr(np.arange(whole + 1), whole, part / whole)  # of the samples with at most 0, 1, ... ones
+    lo, hi = np.searchsorted(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) / whole
     return float(lo), float(hi)
 
 
