@@ -301,6 +301,22 @@ def test_targets_are_added_and_settings_are_not(finished: raypipe.Run, patching_
         raypipe.run(patching_world.grid(generate=4), tmp_path / "run", "inprocess")
 
 
+def test_a_target_without_source_languages_has_its_clean_runs_and_the_reason(
+    patching_world: World, tmp_path: Path
+) -> None:
+    """Also in bfloat16; of English, German and French, none is left for `seen`."""
+    outer = {"languages": ["en", "de", "fr"], "dtype": {"compute": "bfloat16"}}
+    models = [{"name": "tiny", "path": str(patching_world.path / "model"), "revisions": "step-10"}]
+    grid = patching_world.grid(targets=["de-fr"], settings=["seen"], grid=outer | {"models": models})
+    rows = raypipe.run(grid, tmp_path / "run", "inprocess").patching().to_pylist()
+    assert [(row["setting"], row["null_reason"]) for row in rows] == [
+        ("src_unpatched", ""),
+        ("tgt_unpatched", ""),
+        ("seen", "no_source_languages"),
+    ]
+    assert rows[0]["p_source"] > 0
+
+
 def test_the_sources_are_paid_by_the_target_that_needed_them_first(finished: raypipe.Run) -> None:
     table = finished.patching("costs").to_pandas()
     assert set(table.part) == {"source", "clean", "slots", "patched"}
