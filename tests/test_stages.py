@@ -470,12 +470,12 @@ def test_curves_that_do_not_move_are_flat() -> None:
     def rows(*scores: float) -> list[dict[str, Any]]:
         return [QUIET_CALIGN | {"layer": layer, "calign": score} for layer, score in enumerate(scores)]
 
-    assert of_rows(rows(0.5, 0.5, 0.5)) == [
-        ("FLAT_LAYERS", "bert encoder main en-de", "0.500 at all 3 layers", "differences")
-    ]
+    assert of_rows(rows(0.5, 0.5, 0.5)) == [("FLAT_LAYERS", "bert encoder main", "1 curves do not move", "differences")]
     colap = [QUIET_COLAP | {"layer": layer} for layer in range(3)]
-    assert of_rows([], colap) == [("FLAT_LAYERS", "bert encoder main de-en", "0.800 at all 3 layers", "differences")]
+    assert of_rows([], colap) == [("FLAT_LAYERS", "bert encoder main", "1 curves do not move", "differences")]
     assert of_rows(rows(0.5, 0.5, 0.4)) == of_rows(rows(0.5, 0.5)) == []
+    moving = [row | {"target": "fr"} for row in rows(0.5, 0.6, 0.5)]  # another pair's curve moves
+    assert of_rows([*rows(0.5, 0.5, 0.5), *moving]) == []
     assert [row[0] for row in of_rows(rows(0.0, 0.0, 0.0))] == ["NULL_LIKE"]
 
 

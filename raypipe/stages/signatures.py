@@ -186,20 +186,14 @@ def _null_like(scored: list[dict[str, Any]]) -> list[Case]:
 
 
 def _flat(scored: list[dict[str, Any]]) -> list[Case]:
-    """Curves over three or more layers that do not move, apart from those at 0."""
-    curves = defaultdict[Any, list[dict[str, Any]]](list)
+    """States none of whose curves over three or more layers moves, apart from those at 0 throughout."""
+    curves = defaultdict[str, dict[Any, list[float]]](lambda: defaultdict(list))
     for row in scored:
-        curves[_without(row, "layer")].append(row)
+        curves[_state(row)][_without(row, "layer")].append(row["score"])
     return [
-        (
-            "FLAT_LAYERS",
-            f"{_state(rows[0])} {'-'.join(rows[0]['between'])}",
-            f"{rows[0]['score']:.3f} at all {len(rows)} layers",
-            "differences",
-            0.0,
-        )
-        for rows in curves.values()
-        if len(rows) > 2 and rows[0]["score"] and len({row["score"] for row in rows}) == 1
+        ("FLAT_LAYERS", state, f"{len(of_state)} curves do not move", "differences", 0.0)
+        for state, of_state in curves.items()
+        if any(map(any, of_state.values())) and all(len(c) > 2 and len(set(c)) == 1 for c in of_state.values())
     ]
 
 
