@@ -15,8 +15,12 @@ _PATCHED = (
     Column("commit", _STR, "Hub commit; empty for a local checkpoint"),
     Column("step", _I64, "training step, from the revision's name; null where it has none", "steps"),
     Column("tokens_seen", _F64, "training tokens, from the revision's name; null where it has none", "tokens"),
-    Column("target_in", _STR, "input language I of the patched prompts; null for the mean over all targets"),
-    Column("target_out", _STR, "output language O of the patched prompts; null for the mean over all targets"),
+    Column(
+        "target_in",
+        _STR,
+        "input language I of the patched prompts; null for the mean over the targets that have the setting",
+    ),
+    Column("target_out", _STR, "output language O of the patched prompts; null for that mean"),
     Column("setting", _STR, "src_unpatched, tgt_unpatched, third (the null), or where the states put in come from"),
     Column("layer", _I32, "start layer j: the outputs of blocks j, j + 1, ... are replaced; -1 = unpatched", "layer"),
 )

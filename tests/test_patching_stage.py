@@ -259,6 +259,34 @@ def test_means_over_targets_weigh_each_the_same(finished: raypipe.Run) -> None:
     assert over["mean"].item() == pytest.approx(single["mean"].mean())
 
 
+def test_a_setting_that_a_target_lacks_is_compared_with_the_null_of_the_others(finished: raypipe.Run) -> None:
+    # `self` exists into French alone: its mean over targets is that target's own, the effect beside the null included.
+    for table in ("checkpoints", "curves"):
+        rows = finished.patching(table).to_pandas()
+        mine = rows[
+            (rows.setting == "self") & (rows.revision == "step-10") & (rows.get("null_reason") != "no_source_languages")
+        ]
+        mine = mine[mine.get("lang").isna()] if table == "curves" else mine
+        single, over = mine[mine.target_out == "fr"], mine[mine.target_out.isna()]
+        kept = [name for name in rows.columns if not name.startswith("target")]
+        assert single[kept].reset_index(drop=True).equals(over[kept].reset_index(drop=True))
+        assert len(over) > 0
+
+
+def test_random_weights_may_be_those_of_step_0(patching_world: World, tmp_path: Path) -> None:
+    from raypipe.models.load import load_causal
+    from raypipe.models.locate import Checkpoint
+
+    source = str(patching_world.path / "model/step-0")
+    shutil.copytree(source, tmp_path / "m/step-0")
+    load_causal(Checkpoint("m", "random:7", source, False, 7)).save_pretrained(tmp_path / "m/step-0")
+    models = [{"name": "m", "path": str(tmp_path / "m"), "revisions": ["all", "random:7"]}]
+    grid = patching_world.grid(grid={"models": models}, targets=["de-fr"], settings=["tgt"])
+    rows = raypipe.run(grid, tmp_path / "run", "inprocess").patching("curves").to_pandas()
+    values = [part["mean"].dropna().tolist() for _, part in rows.groupby("revision")]
+    assert values[0] == values[1]
+
+
 def test_a_random_model_shows_no_effect(finished: raypipe.Run) -> None:
     """T11: the interval of the effect holds 0 at every layer, and nothing emerges."""
     table = finished.patching("checkpoints").to_pandas()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from raypipe.errors import ModelError
 from raypipe.grid import Grid
 from raypipe.gridpatching import source_pairs
-from raypipe.models.locate import Checkpoint
+from raypipe.models.locate import RANDOM, Checkpoint
 from raypipe.models.schedule import progress
 from raypipe.rundir import Cell, RunDir, digest
 from raypipe.stages.context import Context, Item, Receipt
@@ -85,7 +85,9 @@ def run(context: Context, left: list[Cell]) -> None:
     ]
     held = _weights_held(context)
     for cell, receipt in context.each(context.cluster.stream(Worker, items), left):
-        other = held.setdefault((cell["model"], receipt["weights"]), cell["revision"])
+        # Random weights are no checkpoint; a step 0 may have been drawn the same way.
+        drawn = cell["revision"].startswith(RANDOM)
+        other = cell["revision"] if drawn else held.setdefault((cell["model"], receipt["weights"]), cell["revision"])
         if other == cell["revision"]:
             context.finish(cell, receipt)
         else:
@@ -98,7 +100,7 @@ def _weights_held(context: Context) -> dict[tuple[str, str], str]:
     for checkpoint in decoders(context.plan):
         for target in context.plan.grid.patching.directions(context.plan.grid.languages):
             mark = context.run.mark_at(NAME, _cell_key(checkpoint, target).path)
-            if mark:
+            if mark and checkpoint.random_seed is None:
                 held[checkpoint.model, mark.receipt["weights"]] = checkpoint.revision
     return held
 

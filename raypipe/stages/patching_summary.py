@@ -122,7 +122,10 @@ def flatten(run: RunDir, grid: Grid, finished: Sequence[Cell]) -> dict[str, pa.T
 
 
 def _over_targets(run: RunDir, grid: Grid, cells: Sequence[Cell]) -> dict[str, pa.Table]:
-    """Curves and summary of a checkpoint, every target weighing the same; settings that a target lacks are left to the others."""
+    """Curves and summary of a checkpoint, every target weighing the same.
+
+    A setting that some targets lack is averaged, and compared with the null, over those that have it.
+    """
     pairs = run.read_table(f"patching/prompts/model={cells[0]['model']}/pairs.parquet").to_pylist()
     each, keys = list[Runs](), Row()
     for cell in cells:
@@ -130,18 +133,25 @@ def _over_targets(run: RunDir, grid: Grid, cells: Sequence[Cell]) -> dict[str, p
         tables = {name: run.read_table(f"{folder}/{name}.parquet") for name in ("scores", "answers")}
         each.append(runs_of(grid, tables, cell["target"].split("+")[1]))
         keys = {name: tables["scores"].column(name)[0].as_py() for name in tables["scores"].schema.names[:5]}
-    runs, weights = _mean_runs(each), _weights(grid, pairs)
-    rows = {
-        "curves": list(_curves(runs, keys | ALL_TARGETS, weights)),
-        "checkpoints": list(_checkpoints(grid, runs, keys | ALL_TARGETS, weights)),
-    }
+    weights, keys = _weights(grid, pairs), keys | ALL_TARGETS
+    every = list(dict.fromkeys(setting for runs in each for setting in runs))
+    common = [setting for setting in every if all(setting in runs for runs in each)]
+    rows: dict[str, list[Row]] = {"curves": [], "checkpoints": []}
+    for shown in (common, *([setting] for setting in every if setting not in common)):
+        runs = _mean_runs([runs for runs in each if shown[-1] in runs])
+        missing = [setting for setting in grid.patching.settings if setting not in every and shown is common]
+        for name, found in (
+            ("curves", _curves(runs, keys, weights)),
+            ("checkpoints", _checkpoints(grid, runs, keys, weights)),
+        ):
+            rows[name] += [row for row in found if row["setting"] in (*shown, *missing)]
     return {name: make_table(f"patching_{name}", of_table) for name, of_table in rows.items()}
 
 
 def _mean_runs(each: Sequence[Runs]) -> Runs:
     found: Runs = {}
-    for setting in dict.fromkeys(setting for runs in each for setting in runs):
-        of_setting = [runs[setting] for runs in each if setting in runs]
+    for setting in (setting for setting in each[0] if all(setting in runs for runs in each)):
+        of_setting = [runs[setting] for runs in each]
         mean_of = {
             name: np.mean([getattr(run, name) for run in of_setting], axis=0)
             for name in ("source", "target", "exact", "starts")
@@ -275,7 +285,7 @@ def _gains(runs: Runs, run: _Run, layers: NDArray[np.int64]) -> dict[str, FloatA
     columns = np.arange(len(layers))
     each = [
         gains(before[0].tolist(), after[layers, columns].tolist())
-        for before, after in zip(runs[SOURCE].labels, run.labels, strict=False)
+        for before, after in zip(runs[SOURCE].labels, run.labels, strict=True)
     ]
     return {kind: np.mean([found[kind] for found in each], axis=0) for kind in each[0]}
 
