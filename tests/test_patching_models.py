@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from raypipe.errors import InputError, ModelError
 from raypipe.models.causal import Causal
-from raypipe.models.load import load_causal
+from raypipe.models.load import load_causal, narrow
 from raypipe.models.locate import checkpoints
 from raypipe.models.patching import Patcher, Prompt
 from raypipe.models.patching_runs import CachedRun, HookedRun
@@ -386,8 +386,9 @@ def test_the_paths_are_tried_in_float32_and_the_weights_come_back() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(tiny("llama").config).eval()
-    for weight in model.parameters():
-        weight.data = weight.data.bfloat16()
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    narrow(model, "bfloat16")
+    assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)  # rounded, positions would turn by other angles
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     patcher, (prompts, states) = Patcher(model, tokenizer()), made_up()
     assert patcher.path == "fast"

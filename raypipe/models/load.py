@@ -75,6 +75,14 @@ def load_causal(checkpoint: Checkpoint) -> Any:
     return _weights(AutoModelForCausalLM, checkpoint, {})
 
 
+def narrow(model: Any, precision: str) -> None:
+    """Rounds a model's weights to a type of torch's; what is no weight, such as rotary frequencies, stays as exact as it was."""
+    import torch
+
+    for weight in model.parameters():
+        weight.data = weight.data.to(getattr(torch, precision))
+
+
 def _weights(kind: Any, checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     """A model of one of transformers' automatic classes."""
     import torch

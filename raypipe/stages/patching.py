@@ -135,9 +135,8 @@ class _Checkpoint:
     """One loaded checkpoint with its prompts and the mean source states that the unfinished targets need."""
 
     def __init__(self, item: Item) -> None:
-        import torch
 
-        from raypipe.models.load import load_causal, load_tokenizer
+        from raypipe.models.load import load_causal, load_tokenizer, narrow
         from raypipe.models.patching import Patcher
         from raypipe.models.prompts import token_sets
 
@@ -162,8 +161,7 @@ class _Checkpoint:
         self._sets = dict(zip(used, found, strict=True))
         network = load_causal(self._checkpoint)
         self._weights = _fingerprint(network)
-        if self._grid.dtype.compute != "float32":
-            network = network.to(getattr(torch, self._grid.dtype.compute))
+        narrow(network, self._grid.dtype.compute)
         network = network.to(torch_device(self._grid.resources.gpus_per_worker))
         self._patcher = Patcher(network, self._tokenizer, path=self._grid.patching.path)
         self._means: dict[Sources, States] = {}
