@@ -535,8 +535,10 @@ def test_the_report_draws_the_null_and_the_intervals(finished: raypipe.Run) -> N
     rows = [dict(zip(layers["columns"], row, strict=True)) for row in layers["rows"]]
     assert {row["shown"] for row in rows} >= {"seen", "third concept (null)"}
     assert all(row["lo"] <= row["mean"] <= row["hi"] for row in rows)
-    panels = {row[0] for row in data["sets"]["patching-emergence"]["rows"]}
-    assert panels == {"tiny, all targets", "tiny, de → fr", "tiny, fr → en"}
+    emergence = data["sets"]["patching-emergence"]
+    panels = list(dict.fromkeys(row[0] for row in emergence["rows"]))
+    assert panels == ["tiny, all targets", "tiny, de → fr", "tiny, fr → en"]
+    assert {row[emergence["columns"].index("step")] for row in emergence["rows"]} == {0, 10}
     labels = data["sets"]["patching-labels"]
     counts = [row[-1] for row in labels["rows"] if row[:2] == ["tiny step-0", "seen"]]
     assert sum(counts) == 2 * PAIRS

@@ -52,7 +52,7 @@ def _named(table: pa.Table) -> pd.DataFrame:
     frame["target"] = (frame["target_in"] + " → " + frame["target_out"]).fillna(_ALL)
     frame["shown"] = frame["setting"].replace(_NAMES)
     frame["panel"] = frame["model"] + " " + frame["revision"]
-    if frame["step"].isna().any():
+    if frame.loc[~frame["revision"].str.startswith("random:"), "step"].isna().any():
         frame["step"] = frame.groupby("model")["revision"].transform(lambda names: pd.factorize(names)[0])
     return frame
 
@@ -108,10 +108,9 @@ def _emergence(summary: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
     frame = frame[frame["target"].isin(targets)].assign(
         mean=frame["effect_split"], lo=frame["effect_split_lo"], hi=frame["effect_split_hi"]
     )
+    frame = frame.sort_values("target", key=lambda names: names != _ALL, kind="stable")
     frame = frame.assign(panel=frame["model"] + ", " + frame["target"])
-    frame = frame[["panel", "setting", "shown", "revision", "step", "mean", "lo", "hi"]].sort_values(
-        "step", kind="stable"
-    )
+    frame = frame[["panel", "setting", "shown", "revision", "step", "mean", "lo", "hi"]]
     base = alt.Chart().encode(x=alt.X("step:Q", title="training step", axis=alt.Axis(grid=False)), color=_color(frame))
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("lo:Q", title="effect"), y2="hi:Q")
     line = base.mark_line(point=True).encode(y="mean:Q", tooltip=["shown:N", "revision:N", "mean:Q", "lo:Q", "hi:Q"])
