@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 
 from raypipe.science.clusterings import WARD_SAMPLE
 
-# Measured by benchmarks/kmeans.py (100,000 points of a 6-layer encoder, d = 384 and 768, k = 100 to 4096, AVX-512 VNNI) on a
-# machine that did other work too; what matters is their order of magnitude.
+# Measured on 100,000 points of a 6-layer encoder (d = 384 and 768, k = 100 to 4096, AVX-512 VNNI) on a machine that did other work
+# too, the first two by benchmarks/kmeans.py; what matters is their order of magnitude.
 RATE = 6e11  # points x dimensions x (concepts + BESIDES) of one thread in a second
 BESIDES = 1100  # concepts whose search takes as long as what a pass does besides: scores, sums, bounds
 PASSES = 60  # until rest at tol 1e-4; 46 to 70 were seen
