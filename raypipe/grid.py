@@ -276,6 +276,7 @@ class Grid(Part):
                 "neurons" in also and corpus is not None and corpus.labels is not None,
             ),
             "structural_rsa": ("corpus.upos", corpus is not None and corpus.upos is not None),
+            "structural_procrustes": ("corpus.upos", corpus is not None and corpus.upos is not None),
             "false_friends": ("similarity.concept_table", self.similarity.concept_table is not None),
         }
         asked = [measure for measure in self.similarity.measures if measure in needs]

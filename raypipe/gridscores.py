@@ -15,6 +15,7 @@ Measure = Literal[
     "stability",
     "expert_overlap",
     "structural_rsa",
+    "structural_procrustes",
     "false_friends",
 ]
 OF_SENTENCES: tuple[Measure, ...] = ("cka", "mexa", "anc", "language_probe")  # measured on states of sentences
@@ -119,7 +120,8 @@ class SimilaritySettings(Part):
         (),
         description="cka, mexa, anc and language_probe (states of sentences: `states.also`), retrieval (of the lexicon's words), "
         "stability (of concepts between `concepts.seeds`), expert_overlap (states of neurons and `corpus.labels`), structural_rsa "
-        "(`corpus.upos`), false_friends (`similarity.concept_table`). One whose input is not named is dropped, and its rows say why.",
+        "and structural_procrustes (`corpus.upos`), false_friends (`similarity.concept_table`). One whose input is not named is "
+        "dropped, and its rows say why.",
     )
     concept_table: str | None = Field(
         None,

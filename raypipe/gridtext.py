@@ -28,7 +28,8 @@ class Corpus(Part):
     )
     upos: str | None = Field(
         None,
-        description="For structural_rsa, a file with {lang} in its name: line i has a word class per word of sentence i.",
+        description="For structural_rsa and structural_procrustes, a file with {lang} in its name: line i has a word class per word "
+        "of sentence i.",
     )
 
 

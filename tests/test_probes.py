@@ -10,13 +10,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import orth, orthogonal_procrustes
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from raypipe.errors import InputError
 from raypipe.science.experts import average_precision, expert_overlap
 from raypipe.science.intervals import Sampling
-from raypipe.science.probes import false_friend_margin, language_probe, meaning_auc, structural_rsa
+from raypipe.science.probes import (
+    false_friend_margin,
+    language_probe,
+    meaning_auc,
+    structural_procrustes,
+    structural_rsa,
+)
 
 FEW = Sampling(permutations=8, resamples=16, seed=3)
 
@@ -156,6 +163,80 @@ def test_rsa_refuses_too_few_classes_and_rows_without_one() -> None:
         structural_rsa(x, CLASSES * 2, x, [*CLASSES[:7], "X"] * 2, FEW)
     with pytest.raises(InputError, match=r"^structural RSA: states of shape \(15, 3\) for 16 items"):
         structural_rsa(x, CLASSES * 2, x[:15], CLASSES * 2, FEW)
+
+
+def naive_procrustes(x: Any, classes_x: Any, y: Any, classes_y: Any, names: list[str], fold: Any) -> list[bool]:
+    """Whether each word of both languages is told rightly; maps in bases of the fitted means' spans, by scipy."""
+    told = []
+    for held in range(4):
+        fitted, candidates = (
+            [n for n, f in zip(names, fold, strict=True) if (f == held) == of] for of in (False, True)
+        )
+        means = [
+            {n: side[classes == n].mean(axis=0) for n in names} for side, classes in ((x, classes_x), (y, classes_y))
+        ]
+        origins = [np.mean([of[n] for n in fitted], axis=0) for of in means]
+        rows = [np.array([of[n] for n in fitted]) - origin for of, origin in zip(means, origins, strict=True)]
+        bases = [orth(side.T, rcond=1e-9) for side in rows]
+        turn, _ = orthogonal_procrustes(rows[0] @ bases[0], rows[1] @ bases[1])
+        into = (bases[0] @ turn, bases[1])
+        for here, (side, classes) in enumerate(((x, classes_x), (y, classes_y))):
+            there = {n: (means[1 - here][n] - origins[1 - here]) @ into[1 - here] for n in candidates}
+            for vector, name in zip(side, classes, strict=True):
+                at = (vector - origins[here]) @ into[here]
+                if name in candidates:
+                    told.append(min(candidates, key=lambda n: math.dist(at, there[n])) == name)
+    return told
+
+
+@pytest.mark.parametrize("width", [5, 30])
+def test_procrustes_is_its_plain_loop_on_the_common_classes(width: int) -> None:
+    classes_x, classes_y = np.array([*CLASSES, "A", "X"] * 6), np.array([*CLASSES, "A", "Y", "Z"] * 5)
+    means = normal(2, 9, width)
+    x, y = normal(0, 60, width), normal(1, 55, width)
+    for i, name in enumerate(["A", *CLASSES]):
+        x[classes_x == name] += means[i]
+        y[classes_y == name] += means[i]
+    found = structural_procrustes(x, classes_x, y, classes_y, FEW)
+    names = ["A", *CLASSES]
+    fold = np.random.Generator(np.random.PCG64(np.random.SeedSequence([3, 0]))).permutation(9) % 4
+    told = naive_procrustes(x, classes_x, y, classes_y, names, fold)
+    assert found.value == pytest.approx(np.mean(told))
+    assert (found.items, found.left_out) == (9 * 11, 3)
+    assert found.chance == pytest.approx(
+        (1 + 1 + 1 + 1) / 9
+    )  # folds of 3, 2, 2 and 2 classes of like size: sum of n / n
+    nulls = []
+    for order in FEW.orders(9):
+        renamed = dict(zip([names[i] for i in order], names, strict=True))
+        of_y = np.array([renamed.get(c, c) for c in classes_y])
+        nulls.append(np.mean(naive_procrustes(x, classes_x, y, of_y, names, fold)))
+    assert found.null is not None
+    assert [found.null.mean, found.null.max] == pytest.approx([np.mean(nulls), np.max(nulls)])
+    assert found.lo is not None
+    assert found.hi is not None
+    assert found.lo < found.value < found.hi
+    swapped = structural_procrustes(y, classes_y, x, classes_x, FEW)
+    assert (swapped.value, swapped.chance) == (pytest.approx(found.value), pytest.approx(found.chance))
+
+
+def test_procrustes_finds_a_rotation_and_is_at_chance_without_relation() -> None:
+    classes = [f"C{i:02d}" for i in range(16)] * 10
+    x = np.tile(10 * normal(0, 16, 12), (10, 1)) + normal(1, 160, 12)
+    rotated = 5 + x @ np.linalg.qr(normal(2, 12, 12))[0]
+    found = structural_procrustes(x, classes, rotated, classes, FEW)
+    assert (found.value, found.chance) == (1, pytest.approx(0.25))
+    assert found.null is not None
+    assert found.null.max < 0.6
+    values = [structural_procrustes(x, classes, normal(i, 160, 12), classes, FEW).value for i in range(3, 23)]
+    assert np.mean([v for v in values if v is not None]) == pytest.approx(0.25, abs=0.05)
+
+
+def test_procrustes_is_undefined_for_equal_words_and_refuses_too_few_classes() -> None:
+    x = normal(0, 40, 5)
+    assert structural_procrustes(x, CLASSES * 5, np.ones((40, 5)), CLASSES * 5, FEW).value is None
+    with pytest.raises(InputError, match=r"^structural Procrustes: 7 word classes in both languages; at least 8 are"):
+        structural_procrustes(x[:16], CLASSES * 2, x[:16], [*CLASSES[:7], "X"] * 2, FEW)
 
 
 @given(st.integers(0, 2**32), st.integers(3, 30))

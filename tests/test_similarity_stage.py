@@ -31,7 +31,7 @@ from raypipe.science.intervals import Sampling
 from raypipe.web import charts, frames
 from raypipe.web.report import render
 
-ANNOTATED = ["expert_overlap", "structural_rsa"]
+ANNOTATED = ["expert_overlap", "structural_rsa", "structural_procrustes"]
 ALL = [*OF_SENTENCES, "retrieval", "stability", *ANNOTATED]
 DRAWS = {"permutations": 2, "resamples": 3, "experts": 5}
 SAMPLING = Sampling(2, 3)
@@ -168,6 +168,7 @@ def test_the_values_are_those_of_the_science_on_the_runs_own_states(
         ]
     expected["expert_overlap"] = expert_overlap(*sides["neurons"], 5, SAMPLING)
     expected["structural_rsa"] = probes.structural_rsa(*sides["words"], SAMPLING)
+    expected["structural_procrustes"] = probes.structural_procrustes(*sides["words"], SAMPLING)
     for measure, estimate in expected.items():
         row = found.loc[(3, "en", "de", measure)]
         assert (row.value, row.lo, row.hi, row["items"]) == (estimate.value, estimate.lo, estimate.hi, estimate.items)
@@ -234,9 +235,10 @@ def test_a_mirrored_language_is_as_alike_as_can_be(world: tiny_world.World, tmp_
     assert np.array_equal(x, y)
     found = rows(run)
     found = found[found.reason != "layer 0 has no neurons"].set_index("measure")
-    for measure in ("cka", "mexa", "anc", "retrieval", "retrieval_centred", *ANNOTATED):
+    for measure in ("cka", "mexa", "anc", "retrieval", "retrieval_centred", *ANNOTATED[:2]):
         assert np.allclose(found.loc[[measure]].value, 1), measure
         assert (found.loc[[measure]].null_mean < 0.9).all(), measure
+    assert (found.loc["structural_procrustes"].excess > 0.1).all()
     assert (found.loc["language_probe"].value == 0.5).all()
     assert set(found.unpaired.dropna()) == {0}
     calign, colap = run.calign().to_pandas(), run.colap().to_pandas()
@@ -366,7 +368,7 @@ def test_a_measure_whose_input_the_grid_does_not_name_is_dropped_and_says_so(
         **dict.fromkeys(OF_SENTENCES, "needs states.also: sentences"),
         **dict.fromkeys(("stability", "joint_stability"), "needs two or more concepts.seeds"),
         "expert_overlap": "needs states.also: neurons and corpus.labels",
-        "structural_rsa": "needs corpus.upos",
+        **dict.fromkeys(("structural_rsa", "structural_procrustes"), "needs corpus.upos"),
         "false_friends": "needs similarity.concept_table",
         **dict.fromkeys(("retrieval", "retrieval_centred"), ""),
     }
@@ -459,12 +461,14 @@ def test_a_language_without_word_classes_and_a_layer_without_neurons_say_so_and_
     assert found.reason.to_dict() == {
         (0, "expert_overlap"): "layer 0 has no neurons",
         (0, "structural_rsa"): "no_upos: de",
+        (0, "structural_procrustes"): "no_upos: de",
         (1, "expert_overlap"): "",
         (1, "structural_rsa"): "no_upos: de",
+        (1, "structural_procrustes"): "no_upos: de",
     }
     (tmp_path / "de.upos").write_text(upos.read_text())  # the tiny world has the same concepts in the same places
     again = rows(ran(grid, tmp_path / "run")).set_index(["layer", "measure"])
-    assert again.reason.to_list() == ["layer 0 has no neurons", "", "", ""]
+    assert again.reason.to_list() == ["layer 0 has no neurons", "", "", "", "", ""]
     upos.write_text(upos.read_text().replace("C3", "C4"))
     few = rows(ran(grid, tmp_path / "run")).set_index(["layer", "measure"])
     assert few.reason[1, "structural_rsa"] == "structural RSA: 7 word classes in both languages; at least 8 are needed"

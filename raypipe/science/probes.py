@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from raypipe.errors import InputError
 from raypipe.science.intervals import Estimate, FloatArray, Sampling, estimate
 from raypipe.science.nulls import generators
-from raypipe.science.similarity import DIGITS, same_width, states, unit
+from raypipe.science.similarity import DIGITS, TIE, same_width, states, unit
 
 FOLDS = 5
-MIN_CLASSES = 8  # word classes that structural RSA needs
+MIN_CLASSES = 8  # word classes that the measures of their structure need
+_CLASS_FOLDS = MIN_CLASSES // 2  # so that every fold has two candidates or more
 _DRAWS = 32  # resamples whose counts and class means are held at once
 
 
@@ -152,15 +153,7 @@ def structural_rsa(
     """
     from scipy.stats import rankdata
 
-    common = sorted(set(classes_x) & set(classes_y))
-    if len(common) < MIN_CLASSES:
-        raise InputError(
-            f"structural RSA: {len(common)} word classes in both languages; at least {MIN_CLASSES} are needed"
-        )
-    sides = []
-    for side, classes in ((x, classes_x), (y, classes_y)):
-        rows, index = states("structural RSA", side, len(classes)).astype(np.float64), np.asarray(classes)
-        sides.append([rows[index == name] for name in common])
+    common, sides = _by_class("structural RSA", x, classes_x, y, classes_y)
     sizes = [len(words) for side in sides for words in side]
     upper = np.triu_indices(len(common), 1)
 
@@ -181,3 +174,86 @@ def structural_rsa(
     nulls = [spearman(p, q[:, order][:, :, order])[0] for order in sampling.orders(len(common))]
     left_out = len(set(classes_x) ^ set(classes_y))
     return estimate(spearman(p, q)[0], boots, nulls, chance=0.0, items=sum(sizes), left_out=left_out)
+
+
+def structural_procrustes(
+    x: NDArray[Any], classes_x: Sequence[str], y: NDArray[Any], classes_y: Sequence[str], sampling: Sampling
+) -> Estimate:
+    """Share of words whose held-out class is that of the nearest mean in the other language, after an orthogonal map.
+
+    Classes are split into 4 folds by the seed. The map is fitted on the class means of the other folds, centred, and known
+    only in their span: with U S V' the singular value decomposition of A' B (A, B [classes, d]), words of one language at U
+    and class means of the other at V are compared by distance, both ways; the candidates are the classes of the fold.
+    The chance level is 1 / candidates, averaged over the words; the null permutes the classes of one side before the fit.
+    None when the class means of a side are equal. Classes that only one language has are left out and counted.
+    After arXiv 2310.12794.
+
+    Args:
+        x: Word vectors of one language, [n, d].
+        classes_x: Their syntactic classes, n strings.
+        y: Word vectors of the other language, [m, e].
+        classes_y: Their classes, m strings.
+        sampling: The draws; words are resampled within each class of each language, with the maps as they are. The seed also
+            splits the classes.
+
+    Raises:
+        InputError: See `structural_rsa`.
+    """
+    common, sides = _by_class("structural Procrustes", x, classes_x, y, classes_y)
+    fold = generators(1, sampling.seed)[0].permutation(len(common)) % _CLASS_FOLDS
+    (words_x, means_x), (words_y, means_y) = map(_in_class_span, sides)
+
+    def correct(order: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        """Per class of x, then of y in this order, whether each word is told rightly."""
+        found: list[list[NDArray[np.bool_]]] = [[np.empty(0, np.bool_)] * len(order) for _ in sides]
+        renamed = means_y[order]
+        for held in range(_CLASS_FOLDS):
+            test = np.flatnonzero(fold == held)
+            origins = [means[fold != held].mean(axis=0) for means in (means_x, renamed)]
+            a, b = (means - origin for means, origin in zip((means_x, renamed), origins, strict=True))
+            left, scale, right = np.linalg.svd(a[fold != held].T @ b[fold != held])
+            rank = np.count_nonzero(scale > TIE * scale[0])
+            axes = left[:, :rank], right[:rank].T
+            for place, name in enumerate(test):
+                for side, words, other in ((0, words_x[name], b), (1, words_y[order[name]], a)):
+                    mapped, targets = (words - origins[side]) @ axes[side], other[test] @ axes[1 - side]
+                    nearest = np.argmin(np.linalg.norm(mapped[:, None] - targets, axis=2), axis=1)
+                    found[side][name] = nearest == place
+        return [*found[0], *found[1]]
+
+    told = correct(np.arange(len(common)))
+    sizes = [len(words) for words in told]
+    hits = np.concatenate(told).astype(np.float64)
+    undefined = any(np.ptp(means, axis=0).max() == 0 for means in (means_x, means_y))
+    chance = float(np.repeat(np.tile(1 / np.bincount(fold)[fold], 2), sizes).mean())
+    boots = np.concatenate([counts @ hits / len(hits) for counts in sampling.count_blocks(_DRAWS, *sizes)])
+    nulls = [np.concatenate(correct(order)).mean() for order in sampling.orders(len(common))]
+    left_out = len(set(classes_x) ^ set(classes_y))
+    value = np.nan if undefined else hits.mean()
+    return estimate(value, boots, nulls, chance=chance, items=len(hits), left_out=left_out)
+
+
+def _in_class_span(words: list[FloatArray]) -> tuple[list[FloatArray], FloatArray]:
+    """The words of each class and the class means [classes, r] in coordinates of the span of the centred means, where all maps are."""
+    means = np.stack([of_class.mean(axis=0) for of_class in words])
+    origin = means.mean(axis=0)
+    basis = np.linalg.svd(means - origin, full_matrices=False)[2].T
+    return [(of_class - origin) @ basis for of_class in words], (means - origin) @ basis
+
+
+def _by_class(
+    measure: str, x: NDArray[Any], classes_x: Sequence[str], y: NDArray[Any], classes_y: Sequence[str]
+) -> tuple[list[str], list[list[FloatArray]]]:
+    """The classes that both languages have, sorted, and per language the words of each.
+
+    Raises:
+        InputError: One class per row is missing, a state is not finite, or fewer than 8 classes are common.
+    """
+    common = sorted(set(classes_x) & set(classes_y))
+    if len(common) < MIN_CLASSES:
+        raise InputError(f"{measure}: {len(common)} word classes in both languages; at least {MIN_CLASSES} are needed")
+    sides = []
+    for side, classes in ((x, classes_x), (y, classes_y)):
+        rows, index = states(measure, side, len(classes)).astype(np.float64), np.asarray(classes)
+        sides.append([rows[index == name] for name in common])
+    return common, sides

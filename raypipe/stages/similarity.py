@@ -28,7 +28,12 @@ from raypipe.science.experts import expert_overlap
 from raypipe.science.incidence import IntArray, numbered
 from raypipe.science.intervals import Estimate, FloatArray, Sampling
 from raypipe.science.occurrences import normalise
-from raypipe.science.probes import false_friend_margin, language_probe, structural_rsa
+from raypipe.science.probes import (
+    false_friend_margin,
+    language_probe,
+    structural_procrustes,
+    structural_rsa,
+)
 from raypipe.science.similarity import anc, centred, cka, mexa, retrieval
 from raypipe.stages.annotated import read_marks
 from raypipe.stages.context import Context, Item, Receipt
@@ -39,7 +44,12 @@ from raypipe.statefile import read_layer
 NAME, VERSION = "similarity", 1
 FIELDS = ("words.normalise", "similarity.experts", "similarity.permutations", "similarity.resamples")
 KINDS = {"extract": "words", "sentences": "sentences", "neurons": "neurons"}  # of states, in reasons
-ANNOTATED = {"expert_overlap": "labels", "structural_rsa": "upos", "false_friends": "concept_table"}
+ANNOTATED = {
+    "expert_overlap": "labels",
+    "structural_rsa": "upos",
+    "structural_procrustes": "upos",
+    "false_friends": "concept_table",
+}
 SEED = 0  # of the permutations and the bootstrap
 Row = dict[str, Any]
 States = NDArray[np.float32]
@@ -91,7 +101,11 @@ def _read_by(grid: Grid) -> list[tuple[str, str]]:
     """The stages whose cells the measures read, each with the axis that names the side or scope."""
     measures = _measurable(grid)
     reads = [("sentences", "lang")] if set(OF_SENTENCES) & set(measures) else []
-    reads += [("extract", "lang")] if {"retrieval", "structural_rsa", "false_friends"} & set(measures) else []
+    reads += (
+        [("extract", "lang")]
+        if {"retrieval", "structural_rsa", "structural_procrustes", "false_friends"} & set(measures)
+        else []
+    )
     reads += [("neurons", "lang")] if "expert_overlap" in measures else []
     return reads + ([("concepts", "scope")] if "stability" in measures else [])
 
@@ -175,8 +189,12 @@ class _Pair:
         self._sentences, self._entries = lru_cache(1)(self._read_sentences), lru_cache(1)(self._read_entries)
         self._words, self._lexicon = cache(self._read_words), cache(self._read_lexicon)
         self._annotations, self._concepts = cache(self._read_annotations), cache(self._read_concepts)
-        computed = (self._of_neurons, self._of_classes, self._of_forms)
-        self._annotated = dict(zip(ANNOTATED, computed, strict=True))
+        self._annotated: dict[str, Callable[[int], Measured]] = {
+            "expert_overlap": self._of_neurons,
+            "structural_rsa": partial(self._of_classes, structural_rsa),
+            "structural_procrustes": partial(self._of_classes, structural_procrustes),
+            "false_friends": self._of_forms,
+        }
 
     def rows(self) -> Iterator[Row]:
         """By layer and measure, in the order of the grid, then by direction."""
@@ -238,7 +256,7 @@ class _Pair:
         )
         return expert_overlap(x, labels_x, y, labels_y, self._grid.similarity.experts, self._sampling), None
 
-    def _of_classes(self, layer: int) -> Measured:
+    def _of_classes(self, measure: Callable[..., Estimate], layer: int) -> Measured:
         upos = self._annotations("upos")
         sides = list[tuple[States, list[str]]]()
         for files, of_side in zip(self._files("extract", self._pair), upos, strict=True):
@@ -248,7 +266,7 @@ class _Pair:
                 (states, [of_side[sentence][token] for sentence, token in zip(sentences, tokens, strict=True)])
             )
         (x, classes_x), (y, classes_y) = sides
-        return structural_rsa(x, classes_x, y, classes_y, self._sampling), None
+        return measure(x, classes_x, y, classes_y, self._sampling), None
 
     def _of_forms(self, layer: int) -> Measured:
         concepts = self._concepts()

@@ -31,6 +31,10 @@ NEIGHBOURS = {
     "stability": ("Stability", "best Jaccard of the source's concepts in the clusterings of other seeds, mean"),
     "expert_overlap": ("Expert neurons", "share of the best neurons for a label that both languages have, mean"),
     "structural_rsa": ("Structural RSA", "rank correlation of the distances between word classes"),
+    "structural_procrustes": (
+        "Structural Procrustes",
+        "share of words told by class in the other language, after a map fitted on others",
+    ),
     "false_friends": ("False friends", "cosine of shared words with one meaning above that of shared words with two"),
     "joint_stability": ("Joint stability", "the same for the concepts of the joint scope"),
 }
