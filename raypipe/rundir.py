@@ -121,7 +121,9 @@ class RunDir:
             if isinstance(run.path, Path):
                 run.path.mkdir(parents=True, exist_ok=True)
             described = (run.path / "run.json").exists()
-            foreign = any(name not in (LEASE, LOCK) and not name.endswith(".tmp") for name in below(run.path, "*"))
+            foreign = not described and any(
+                name not in (LEASE, LOCK) and not name.endswith(".tmp") for name in below(run.path, "*")
+            )
         if described:
             held = run.read_json("run.json").get("name")
             if held != grid_name:
@@ -143,7 +145,8 @@ class RunDir:
             with _writing(self.path):
                 self._lease = held.enter_context(Lease(self.path))
                 held.callback(setattr, self, "_lease", None)
-                for leftover in below(self.path, ".*.tmp"):  # a killed writer's
+                # A killed writer's; an object store shows none but those that were written as such, at the top.
+                for leftover in below(self.path, ".*.tmp", recursive=isinstance(self.path, Path)):
                     (self.path / leftover).unlink(missing_ok=True)
             yield
 

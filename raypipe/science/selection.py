@@ -19,7 +19,6 @@ from raypipe.science.incidence import IntArray
 
 BoolArray = NDArray[np.bool_]
 
-PAIRS, SHOTS, SEED = 256, 5, 42  # 2.2 and 2.4
 _SELECT, _THIRD, _SHOTS = range(3)  # streams of random numbers
 
 
