@@ -277,6 +277,7 @@ class Grid(Part):
             ),
             "structural_rsa": ("corpus.upos", corpus is not None and corpus.upos is not None),
             "structural_procrustes": ("corpus.upos", corpus is not None and corpus.upos is not None),
+            "am2ico": ("similarity.am2ico", self.similarity.am2ico is not None),
             "false_friends": ("similarity.concept_table", self.similarity.concept_table is not None),
         }
         asked = [measure for measure in self.similarity.measures if measure in needs]

@@ -16,7 +16,13 @@ from raypipe.storage import Place, place
 
 FILES = (
     *(("corpus", name) for name in ("path", "labels", "upos")),
-    *(("words", "alignment"), ("lexicon", "path"), ("similarity", "concept_table"), ("patching", "table")),
+    *(
+        ("words", "alignment"),
+        ("lexicon", "path"),
+        ("similarity", "concept_table"),
+        ("similarity", "am2ico"),
+        ("patching", "table"),
+    ),
 )
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative paths
 
@@ -41,7 +47,9 @@ def load_grid(path: str | Place | None, overrides: Sequence[tuple[str, Any]] = (
     for field, value in overrides:
         if field == "models":
             data["models"] = _models(data.get("models"), value)
-        elif field.endswith((".path", ".alignment", ".labels", ".upos", ".concept_table")) and isinstance(value, str):
+        elif field.endswith((".path", ".alignment", ".labels", ".upos", ".concept_table", ".am2ico")) and isinstance(
+            value, str
+        ):
             _set(data, field, (_if_there if field.startswith("models.") else _absolute)(value, Path.cwd()))
         else:
             _set(data, field, value)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Measure = Literal[
     "cka",
@@ -17,8 +18,10 @@ Measure = Literal[
     "structural_rsa",
     "structural_procrustes",
     "false_friends",
+    "am2ico",
 ]
 OF_SENTENCES: tuple[Measure, ...] = ("cka", "mexa", "anc", "language_probe")  # measured on states of sentences
+MEANINGS = ("am2ico", "am2ico_last")  # of marked words, and for decoders at the last piece
 
 Fraction01 = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -49,6 +52,12 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
         if value in values[:i]:
             raise ValueError(f"{value} is listed twice")
     return values
+
+
+def names_both(field: str, path: str) -> None:
+    """Raises ValueError where a file of a pair does not name both languages."""
+    if not {"{source}", "{target}"} <= set(re.findall(r"\{\w+\}", path)):
+        raise ValueError(f"{field} must hold {{source}} and {{target}}")
 
 
 class CalignSettings(Part):
@@ -120,15 +129,26 @@ class SimilaritySettings(Part):
         (),
         description="cka, mexa, anc and language_probe (states of sentences: `states.also`), retrieval (of the lexicon's words), "
         "stability (of concepts between `concepts.seeds`), expert_overlap (states of neurons and `corpus.labels`), structural_rsa "
-        "and structural_procrustes (`corpus.upos`), false_friends (`similarity.concept_table`). One whose input is not named is "
-        "dropped, and its rows say why.",
+        "and structural_procrustes (`corpus.upos`), false_friends (`similarity.concept_table`), am2ico (`similarity.am2ico`). One "
+        "whose input is not named is dropped, and its rows say why.",
     )
     concept_table: str | None = Field(
         None,
         description="For false_friends, a CSV file with a concept per row and a column of word forms per language.",
+    )
+    am2ico: str | None = Field(
+        None,
+        description="For am2ico, a tab-separated file with {source} and {target} in its name and the columns context1 (of the source, "
+        "words marked as <word>Apollo</word>), context2 (of the target) and label (T or F); that of the other order serves too.",
     )
     experts: Positive = Field(50, description="Neurons taken as experts of a label (expert_overlap).")
     permutations: Positive = Field(200, description="Permutations drawn for the null of each.")
     resamples: Positive = Field(1000, description="Bootstrap samples drawn for the interval of each.")
 
     _distinct = field_validator("measures")(distinct)
+
+    @model_validator(mode="after")
+    def _of_pairs(self) -> SimilaritySettings:
+        if self.am2ico is not None:
+            names_both("am2ico", self.am2ico)
+        return self

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raypipe.gridscores import Natural, Part, Positive
-
-
-def _names_both(field: str, path: str) -> None:
-    if not {"{source}", "{target}"} <= set(re.findall(r"\{\w+\}", path)):
-        raise ValueError(f"{field} must hold {{source}} and {{target}}")
+from raypipe.gridscores import Natural, Part, Positive, names_both
 
 
 class Corpus(Part):
@@ -89,7 +83,7 @@ class Words(Part):
         if (self.filter == "pairwise") != (self.alignment is not None):
             raise ValueError("alignment and filter: pairwise need each other; give both or neither")
         if self.alignment is not None:
-            _names_both("alignment", self.alignment)
+            names_both("alignment", self.alignment)
         return self
 
 
@@ -114,5 +108,5 @@ class Lexicon(Part):
         if self.path is not None and self.format is None:
             raise ValueError("path needs format: muse or arrow")
         if self.path is not None:
-            _names_both("path", self.path)
+            names_both("path", self.path)
         return self

@@ -33,6 +33,7 @@ from raypipe.stages import (
     emergence,
     extract,
     lexicon,
+    meanings,
     patching,
     patching_summary,
     prompts,
@@ -107,6 +108,7 @@ STAGES = (
         lambda context, left, _: extract.run(context, left),
         reads=("corpus",),
     ),
+    Stage(meanings.NAME, lambda plan, _: meanings.cells(plan), lambda context, left, _: meanings.run(context, left)),
     Stage(
         "concepts",
         lambda plan, cells: concepts.cells(plan, _by(cells["extract"], *STATE)),
@@ -129,7 +131,7 @@ STAGES = (
         "similarity",
         similarity.cells,
         lambda context, left, _: similarity.run(context, left),
-        reads=("lexicon", "extract", "sentences", "neurons", "concepts"),
+        reads=("lexicon", "extract", "sentences", "neurons", "meanings", "concepts"),
     ),
     Stage("prompts", lambda plan, _: prompts.cells(plan), lambda context, left, _: prompts.run(context, left)),
     Stage(

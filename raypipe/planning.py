@@ -31,7 +31,8 @@ def estimate(grid: Grid) -> dict[str, Any]:
 
     Returns:
         `cells` per stage; per language (or side of a pair) `sentences`, `words`, `points`; per model, over all its `checkpoints`,
-        `pieces` (tokens forwarded), `forward_flops` (an encoder's line taken to be as long as its decoder's), `state_bytes`;
+        `pieces` (tokens of the text forwarded, not those of AM2iCo), `forward_flops` (an encoder's line taken to be as long as its
+        decoder's), `state_bytes`;
         `kmeans_flops_per_pass` over all clusterings, and `kmeans_flops_most` at max_iter passes; `in_group`, clusterings too large
         for one worker, and `in_group_for_time`, those spread to save time (`stages.spread` has the rule);
         `workers_that_hold_the_largest` without reading its shards again; `memory_per_worker`, bytes at the peak.

@@ -314,21 +314,22 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("null_sd", _F64, "their standard deviation"),
         Column("null_max", _F64, "the largest"),
         Column("null_p", _F64, "(1 + draws >= observed) / (1 + draws)", "probability"),
-        Column("items", _I32, "what was resampled: sentences, dictionary entries, concepts, labels or words"),
+        Column("items", _I32, "what was resampled: sentences, dictionary entries, concepts, labels, words or examples"),
         Column(
             "left_out", _I32, "constant columns of the states (anc); labels or word classes that one language alone has"
         ),
         Column(
             "unpaired",
             _I32,
-            "sentences with a state in one language alone; dictionary entries with a word without a state; null where nothing is "
-            "paired",
+            "sentences with a state in one language alone; dictionary entries or examples with a word without a state; null "
+            "where nothing is paired",
         ),
         Column(
             "reason",
             _STR,
-            "why the figures are null: no_lexicon, no_labels, no_upos; needs: what the grid does not name; input_failed: the states or "
-            "clusterings that failed; undefined (no variance); or what the measure found too little of; empty otherwise",
+            "why the figures are null: no_lexicon, no_labels, no_upos, no_am2ico; needs: what the grid does not name or sets "
+            "otherwise; input_failed: the states or clusterings that failed; undefined (no variance); or what the measure found too "
+            "little of; empty otherwise",
         ),
     ),
     **PATCHING,

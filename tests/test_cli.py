@@ -365,8 +365,8 @@ def test_one_stage_alone_and_from_one_stage_on(
         done = command(*where, flag, "walk")
         assert (
             done.error
-            == "stage walk: unknown; expected one of corpus, lexicon, extract, sentences, neurons, concepts, agreement, scores, "
-            "similarity, prompts, patching, report"
+            == "stage walk: unknown; expected one of corpus, lexicon, extract, sentences, neurons, meanings, concepts, agreement, "
+            "scores, similarity, prompts, patching, report"
         )
 
 

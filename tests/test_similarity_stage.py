@@ -361,7 +361,7 @@ def test_a_measure_whose_input_the_grid_does_not_name_is_dropped_and_says_so(
 ) -> None:
     bare = {"states": {}, "corpus": {"path": str(world.path / "text/{lang}.txt")}, "concepts": {"k": 6, "seeds": [0]}}
     notes = Notes()
-    grid = make(world, [*ALL, "false_friends"], **bare, layers=[1], pairs=["en-de"])
+    grid = make(world, [*ALL, "false_friends", "am2ico"], **bare, layers=[1], pairs=["en-de"])
     run = raypipe.run(grid, tmp_path / "run", "inprocess", watcher=notes)
     found = rows(run)
     needs = {
@@ -370,12 +370,13 @@ def test_a_measure_whose_input_the_grid_does_not_name_is_dropped_and_says_so(
         "expert_overlap": "needs states.also: neurons and corpus.labels",
         **dict.fromkeys(("structural_rsa", "structural_procrustes"), "needs corpus.upos"),
         "false_friends": "needs similarity.concept_table",
+        "am2ico": "needs similarity.am2ico",
         **dict.fromkeys(("retrieval", "retrieval_centred"), ""),
     }
     assert dict(zip(found.measure, found.reason, strict=True)) == needs
     assert found[found.reason != ""].value.isna().all()
     said = [text for text in notes.texts if "is dropped" in text]
-    assert len(said) == len(ALL)
+    assert len(said) == len(ALL) + 1
     assert "similarity: structural_rsa is dropped: needs corpus.upos; its rows say so" in said
     assert not (run.path / "_done/sentences").exists()
     with pytest.raises(GridError, match=r"^similarity\.measures: cka is listed twice"):

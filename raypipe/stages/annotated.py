@@ -15,10 +15,11 @@ from raypipe.stages.text import Text, TextLines
 
 
 class Annotation(NamedTuple):
-    """A file that says more of the text of a language, and its fingerprint."""
+    """A file that says more of the text of a language, or of a pair, and its fingerprint."""
 
     path: str
     fingerprint: str
+    inverted: bool = False  # of a pair: its columns are in the other order
 
 
 def find_annotations(grid: Grid, texts: Mapping[str, Text]) -> dict[tuple[str, str], Annotation]:

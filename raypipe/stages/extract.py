@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import traceback
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,18 +51,9 @@ def cells(plan: Plan, corpus: dict[str, Cell], kind: str = WORDS) -> list[Cell]:
     """
     if kind != WORDS and kind not in plan.grid.states.also:
         return []
-    fields = plan.fields(*FIELDS, *(["words.pooling"] if kind == WORDS else [])) | {
-        f"{name} version": version(name) for name in ("torch", "transformers", "tokenizers")
-    }
-    fields |= {"device": "gpu" if plan.grid.resources.gpus_per_worker else "cpu", "extract version": VERSION}
-    made = []
+    depends, made = fields(plan, *(["words.pooling"] if kind == WORDS else [])), []
     for checkpoint, component in plan.cells_of_models():
-        key = (
-            ("model", checkpoint.model),
-            ("revision", checkpoint.revision),
-            ("component", component),
-            ("variant", plan.variant),
-        )
+        key = plan.state(checkpoint, component)
         layers = plan.layers[checkpoint.model, component]
         if kind == NEURONS:
             layers = tuple(layer for layer in layers if layer)
@@ -74,8 +65,16 @@ def cells(plan: Plan, corpus: dict[str, Cell], kind: str = WORDS) -> list[Cell]:
             inputs = {f"corpus of {text.language}": corpus[text.name].fingerprint for text in texts}
             inputs["model weights"] = weights
             axes = {"layers": layers}
-            made.append(Cell(STAGE_OF[kind], (*key, ("lang", side.name)), fields, inputs, axes, grows=True))
+            made.append(Cell(STAGE_OF[kind], (*key, ("lang", side.name)), depends, inputs, axes, grows=True))
     return made
+
+
+def fields(plan: Plan, *more: str) -> dict[str, Any]:
+    """What states depend on besides text and weights: grid fields, these and `more`, libraries and the kind of device."""
+    found = plan.fields(*FIELDS, *more) | {
+        f"{name} version": version(name) for name in ("torch", "transformers", "tokenizers")
+    }
+    return found | {"device": "gpu" if plan.grid.resources.gpus_per_worker else "cpu", "extract version": VERSION}
 
 
 def _source(plan: Plan, side: Side, model: str, component: str) -> list[Side]:
@@ -150,11 +149,7 @@ def run(context: Context, left: list[Cell]) -> None:
     items, owners = list[Item](), list[_Group]()
     for group in _groups(context, left):
         item = _item(context, group)
-        try:
-            item["budget"] = budget(context, item)
-        except ModelError as error:
-            for cell in group.cells.values():
-                context.fail(cell, str(error), traceback.format_exc())
+        if not budgeted(context, item, group.cells.values()):
             continue
         for number in sorted(set().union(*group.left.values())):
             items.append(item | group.shards[number]._asdict() | {"shard": number})
@@ -240,23 +235,40 @@ def _item(context: Context, group: _Group) -> Item:
     plan, cell = context.plan, next(iter(group.cells.values()))
     side = _side(plan, cell)
     source = _source(plan, side, cell["model"], cell["component"])
-    checkpoint = next(c for c in plan.checkpoints if (c.model, c.revision) == (cell["model"], cell["revision"]))
-    return {
-        "run": context.run.address,
-        "checkpoint": checkpoint.__dict__,
-        "component": cell["component"],
+    return forward_item(context, cell) | {
         "layers": sorted(set().union(*(cell.axes["layers"] for cell in group.cells.values()))),
-        "states": plan.grid.states.model_dump(),
-        "pooling": plan.grid.words.pooling,
-        "compute": plan.grid.dtype.compute,
-        "store": plan.grid.dtype.store,
-        "threads": plan.grid.resources.threads,
-        "gpus": plan.grid.resources.gpus_per_worker,
         "language": side.language,
         "text": f"corpus/lang={plan.corpus_of(side).name}",
         "source": {"language": source[0].language, "text": f"corpus/lang={source[0].name}"} if source else None,
         "folders": {kind: f"{FOLDER_OF[kind]}/{cell.path}" for kind in group.cells},
     }
+
+
+def forward_item(context: Context, cell: Cell) -> Item:
+    """What a worker needs to hold the model of a cell and to read with it."""
+    grid = context.plan.grid
+    checkpoint = next(c for c in context.plan.checkpoints if (c.model, c.revision) == (cell["model"], cell["revision"]))
+    return {
+        "run": context.run.address,
+        "checkpoint": checkpoint.__dict__,
+        "component": cell["component"],
+        "states": grid.states.model_dump(),
+        "pooling": grid.words.pooling,
+        "compute": grid.dtype.compute,
+        "store": grid.dtype.store,
+        "threads": grid.resources.threads,
+        "gpus": grid.resources.gpus_per_worker,
+    }
+
+
+def budgeted(context: Context, item: Item, cells: Iterable[Cell]) -> bool:
+    """Gives an item its `budget`; where the model does not run, its cells are booked as failed."""
+    try:
+        item["budget"] = budget(context, item)
+    except ModelError as error:
+        for cell in cells:
+            context.fail(cell, str(error), traceback.format_exc())
+    return "budget" in item
 
 
 def budget(context: Context, item: Item) -> int:

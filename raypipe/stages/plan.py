@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from raypipe import toy
 from raypipe.errors import GridError, InputError
 from raypipe.grid import LONGEST_SCOPE, Grid, Model
+from raypipe.interop.am2ico import read_am2ico
 from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, fingerprint, pinned
+from raypipe.rundir import file_digest
 from raypipe.stages.annotated import Annotation, find_annotations
 from raypipe.stages.text import Text, hub_revision
 
@@ -80,7 +82,8 @@ class Plan:
         corpus: Per language, the fingerprint of its text.
         lexicon: Per direction, (file, inverted): the file of the direction, of the other one, or None where neither is there.
         alignments: With `words.filter: pairwise` per pair the (file, inverted) of its links.
-        annotations: Per kind (`labels`, `upos`, `concept_table`) and language that has it, the file.
+        annotations: Per kind (`labels`, `upos`, `concept_table`) and language that has it, the file; that of `am2ico` per pair, as
+            `en+de`.
     """
 
     grid: Grid
@@ -115,6 +118,11 @@ class Plan:
                 value = value and value[part]
             found[name] = value
         return found
+
+    def state(self, checkpoint: Checkpoint, component: str) -> tuple[tuple[str, str], ...]:
+        """The axes of a cell that are common to all states of a component of a checkpoint."""
+        key = {"model": checkpoint.model, "revision": checkpoint.revision, "component": component}
+        return (*key.items(), ("variant", self.variant))
 
     @property
     def pairwise(self) -> bool:
@@ -194,7 +202,7 @@ def make_plan(grid: Grid) -> Plan:
     texts = _texts(grid)
     alignments = alignment_files(grid)
     corpus, lexicon = _corpus(grid, texts), lexicon_files(grid)
-    beside = find_annotations(grid, texts)
+    beside = find_annotations(grid, texts) | _meanings(grid)
     plan = Plan(grid, tuple(found), sizes, layers, weights, texts, corpus, lexicon, alignments, beside)
     _check_names(plan)
     return plan
@@ -274,6 +282,27 @@ def alignment_files(grid: Grid) -> dict[tuple[str, ...], tuple[Path, bool]]:
                 f"{pattern}: no file for the pair {'-'.join(pair)}, neither way; check words.alignment and pairs"
             )
         found[pair] = there
+    return found
+
+
+def _meanings(grid: Grid) -> dict[tuple[str, str], Annotation]:
+    """The AM2iCo file of each pair that has one, read once to see that it can be.
+
+    Raises:
+        InputError: No pair has one, or one is broken; the message names FILE:LINE.
+    """
+    found: dict[tuple[str, str], Annotation] = {}
+    if grid.similarity.am2ico is None:
+        return found
+    pattern = toy.resolve(grid.similarity.am2ico)
+    for pair in grid.language_pairs():
+        there = _of_direction(pattern, pair)
+        if there is not None:
+            file, inverted = there
+            read_am2ico(file)
+            found["am2ico", "+".join(pair)] = Annotation(str(file), file_digest(file), inverted)
+    if not found:
+        raise InputError(f"{pattern}: no file for any of the pairs; check similarity.am2ico and pairs")
     return found
 
 

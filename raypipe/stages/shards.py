@@ -86,8 +86,8 @@ class Worker:
         asked = _read(run, item)
         lines, sources, unread = _with_sources(run, item, asked)
         encoded = _encode(extractor, item, lines, sources)
-        batches = _batches(encoded, item["budget"])
-        states = _run(extractor, encoded, batches, item)
+        batches = row_batches(encoded, item["budget"])
+        states = forward(extractor, encoded, batches, item)
         receipts: Receipt = {}
         for kind in folders:
             if kind == "words" and not any(asked.tokens):
@@ -164,7 +164,7 @@ def _try(extractor: Any, pieces: int) -> None:
     extractor.run(batch, [np.arange(rows)], "float32")
 
 
-def _run(extractor: Any, encoded: Encoded, batches: list[np.ndarray], item: Item) -> Any:
+def forward(extractor: Any, encoded: Encoded, batches: list[np.ndarray], item: Item) -> Any:
     """The states of a shard.
 
     Raises:
@@ -242,7 +242,7 @@ def _encode(extractor: Any, item: Item, lines: _Lines, sources: list[list[str]] 
     return replace(encoded, sentences=lines.numbers[encoded.sentences])
 
 
-def _batches(encoded: Encoded, budget: int) -> list[np.ndarray]:
+def row_batches(encoded: Encoded, budget: int) -> list[np.ndarray]:
     """Rows that hold words in batches of their own, then the others; a row is as long as the longer of its two texts."""
     holds = np.zeros(len(encoded.ids), bool)
     holds[encoded.row] = True

@@ -19,7 +19,8 @@ from scipy import sparse
 
 from raypipe.errors import InputError
 from raypipe.grid import Grid
-from raypipe.gridscores import OF_SENTENCES
+from raypipe.gridscores import MEANINGS, OF_SENTENCES
+from raypipe.interop.am2ico import read_am2ico
 from raypipe.interop.concepttable import read_concepts
 from raypipe.rundir import Cell, Mark, RunDir
 from raypipe.schema import TABLES, make_table
@@ -31,10 +32,12 @@ from raypipe.science.occurrences import normalise
 from raypipe.science.probes import (
     false_friend_margin,
     language_probe,
+    meaning_auc,
     structural_procrustes,
     structural_rsa,
 )
 from raypipe.science.similarity import anc, centred, cka, mexa, retrieval
+from raypipe.stages import meanings
 from raypipe.stages.annotated import read_marks
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.parts import part
@@ -65,15 +68,10 @@ def cells(plan: Plan, made: dict[str, list[Cell]]) -> list[Cell]:
     measures = _measurable(grid)
     kinds = [ANNOTATED[measure] for measure in measures if measure in ANNOTATED]
     for checkpoint, component in plan.cells_of_models() if grid.similarity.measures else ():
-        state = (
-            ("model", checkpoint.model),
-            ("revision", checkpoint.revision),
-            ("component", component),
-            ("variant", plan.variant),
-        )
+        state = plan.state(checkpoint, component)
         for pair in grid.language_pairs():
             sides = plan.sides_of(pair, checkpoint.model, component)
-            names = {*(side.name for side in sides), scope_name(joint(sides))}
+            names = {*(side.name for side in sides), scope_name(joint(sides)), "+".join(pair)}
             own = [
                 cell.fingerprint
                 for stage, axis in _read_by(grid)
@@ -107,6 +105,7 @@ def _read_by(grid: Grid) -> list[tuple[str, str]]:
         else []
     )
     reads += [("neurons", "lang")] if "expert_overlap" in measures else []
+    reads += [(meanings.NAME, "pair")] if MEANINGS[0] in measures else []
     return reads + ([("concepts", "scope")] if "stability" in measures else [])
 
 
@@ -134,6 +133,7 @@ def _item(context: Context, cell: Cell) -> Item:
         "sides": {side.language: side.name for side in sides},
         "joint": scope_name(joint(sides)) if tuple(sorted(pair)) in plan.grid.joint_scopes() else None,
         "lexicons": plan.directions(),
+        "beside": plan.reads_pair(cell["model"], cell["component"]),
         "annotations": {at: of.path for at, of in plan.annotations.items()},
         "layers": plan.layers[cell["model"], cell["component"]],
     }
@@ -188,6 +188,7 @@ class _Pair:
         # What several measures read is read once for all of them.
         self._sentences, self._entries = lru_cache(1)(self._read_sentences), lru_cache(1)(self._read_entries)
         self._words, self._lexicon = cache(self._read_words), cache(self._read_lexicon)
+        self._same = cache(self._read_same)
         self._annotations, self._concepts = cache(self._read_annotations), cache(self._read_concepts)
         self._annotated: dict[str, Callable[[int], Measured]] = {
             "expert_overlap": self._of_neurons,
@@ -205,6 +206,9 @@ class _Pair:
                 for direction, centre in product(self._directions, (False, True)):
                     name = "retrieval_centred" if centre else "retrieval"
                     yield self._row(layer, name, direction, partial(self._of_words, layer, direction, centre))
+            elif measure in MEANINGS:
+                for name in meanings.measures(self._item["state"]["component"]):
+                    yield self._row(layer, name, self._pair, partial(self._of_meanings, layer, name))
             elif measure in ANNOTATED:
                 yield self._row(layer, measure, self._pair, partial(self._annotated[measure], layer))
             else:
@@ -217,7 +221,7 @@ class _Pair:
         row: Row = dict.fromkeys(column.name for column in TABLES[NAME]) | self._item["state"]
         row |= {"layer": layer, "source": languages[0], "target": languages[1], "measure": measure, "k": k}
         try:
-            if needed := self._lacking.get(measure.removeprefix("joint_")):
+            if needed := self._lacking.get(measure.removeprefix("joint_").removesuffix("_last")):
                 raise _Unmeasured(needed)
             found, unpaired = compute()
         except (_Unmeasured, InputError) as error:
@@ -278,6 +282,22 @@ class _Pair:
         x, y = (self._vectors(words, forms, layer) for words in sides)
         return false_friend_margin(x, y, same, self._sampling), len(shared) - len(forms)
 
+    def _of_meanings(self, layer: int, measure: str) -> Measured:
+        if self._item["beside"]:
+            raise _Unmeasured("needs states.source: copy or empty")
+        same, pair = self._same(), "+".join(self._pair)
+        self._marks(meanings.NAME, {f"{meanings.NAME} {pair}": f"{self._item['states']}/pair={pair}"})
+        places = (meanings.place(self._item["states"], self._pair, measure, language) for language in self._pair)
+        x, y, common = self._both([[place] for place in places], layer)[:3]
+        return meaning_auc(x, y, same[common], self._sampling), len(same) - len(common)
+
+    def _read_same(self) -> NDArray[np.bool_]:
+        """Whether the marked words of each AM2iCo example mean the same, bool [examples]."""
+        path = self._item["annotations"].get((MEANINGS[0], "+".join(self._pair)))
+        if path is None:
+            raise _Unmeasured("no_am2ico")
+        return np.array([example.same for example in read_am2ico(path)])
+
     def _read_annotations(self, kind: str) -> list[list[list[str]]]:
         """The marks of each sentence of both languages."""
         return [list(read_marks(kind, path)) for path in self._paths(kind)]
@@ -306,10 +326,15 @@ class _Pair:
 
     def _read_sentences(self, layer: int) -> tuple[States, States, int]:
         """The states of the sentences that both languages have, float32 [n, d] each, and how many only one has."""
-        (source, x), (target, y) = (self._states(files, layer) for files in self._files("sentences", self._pair))
+        x, y, _, unpaired = self._both(self._files("sentences", self._pair), layer)
+        return x, y, unpaired
+
+    def _both(self, files: list[list[str]], layer: int) -> tuple[States, States, IntArray, int]:
+        """The states of what both languages have, float32 [n, d] each, its numbers, int64 [n], and how many only one has."""
+        (source, x), (target, y) = (self._states(of_side, layer) for of_side in files)
         common, *places = np.intersect1d(source, target, assume_unique=True, return_indices=True)
         x, y = (side[at] for side, at in zip((x, y), places, strict=True))
-        return x, y, len(source) + len(target) - 2 * len(common)
+        return x, y, common, len(source) + len(target) - 2 * len(common)
 
     def _states(self, files: list[str], layer: int) -> tuple[IntArray, States]:
         """The sentence of each row of some files and its states at a layer, int64 [n] and float32 [n, d]."""

@@ -36,6 +36,11 @@ NEIGHBOURS = {
         "share of words told by class in the other language, after a map fitted on others",
     ),
     "false_friends": ("False friends", "cosine of shared words with one meaning above that of shared words with two"),
+    "am2ico": (
+        "AM2iCo",
+        "area under the ROC curve of the cosine of marked words, same against different meaning; chance 0.5",
+    ),
+    "am2ico_last": ("AM2iCo, last piece", "the same at the end of the sentences, which a decoder has read whole"),
     "joint_stability": ("Joint stability", "the same for the concepts of the joint scope"),
 }
 _LABELS = {
