@@ -47,9 +47,7 @@ def load_grid(path: str | Place | None, overrides: Sequence[tuple[str, Any]] = (
     for field, value in overrides:
         if field == "models":
             data["models"] = _models(data.get("models"), value)
-        elif field.endswith((".path", ".alignment", ".labels", ".upos", ".concept_table", ".am2ico")) and isinstance(
-            value, str
-        ):
+        elif isinstance(value, str) and (re.fullmatch(r"models\.\d+\.path", field) or tuple(field.split(".")) in FILES):
             _set(data, field, (_if_there if field.startswith("models.") else _absolute)(value, Path.cwd()))
         else:
             _set(data, field, value)

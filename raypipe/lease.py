@@ -70,11 +70,18 @@ class Lease:
         Raises:
             RunError: It could not be renewed in time, or another driver has it.
         """
-        if time.time() >= self._until:
+        if time.time() >= self._until and not self._is_renewed():
             raise RunError(
                 f"{self._where}: the right to write there was lost, its lease could not be renewed for {SECONDS:.0f} s or another "
                 "driver took it; what is finished is kept, run again"
             )
+
+    def _is_renewed(self) -> bool:
+        """Takes an ended lease up again where the lock kept all others out meanwhile, as while this process was suspended."""
+        if self._lock is None or self._read().get("token") != self._token:
+            return False
+        self._write(time.time() + SECONDS)
+        return True
 
     def _claim(self) -> None:
         if isinstance(self._where, Path):
@@ -120,8 +127,9 @@ class Lease:
     def _renew(self) -> None:
         while not self._ended.wait(SECONDS / RENEWALS):
             try:
-                # Once it has ended it is not taken up again: another driver may be about to claim it.
-                if time.time() >= self._until or self._read().get("token") != self._token:
+                # Once it has ended without a lock it is not taken up again: another driver may be about to claim it.
+                ended = self._lock is None and time.time() >= self._until
+                if ended or self._read().get("token") != self._token:
                     self._until = 0.0
                     return
                 self._write(time.time() + SECONDS)

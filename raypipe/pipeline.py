@@ -205,6 +205,7 @@ def run(
     cells = all_cells(plan)
     again = _built_on(rerun) if rerun else ()
     where = place(run_dir or Path("runs") / grid.name)
+    _check_only(only, rerun, cells, again)
     _check_inputs(RunDir(where), only, cells, again)
     return run_cells(open_context(plan, where, watcher), cells, address, only=only, again=again)
 
@@ -254,6 +255,13 @@ def run_cells(
     return Run(context.run.path)
 
 
+def _check_only(only: str | None, rerun: str | None, cells: Cells, again: tuple[str, ...]) -> None:
+    if only and rerun and only not in again:
+        raise RunError(f"--only {only} --rerun {rerun}: {only} does not build on {rerun}, which would only be lost")
+    if only in cells and not cells[only]:
+        raise RunError(f"--only {only}: the grid asks for nothing of this stage; name another, or see `raypipe plan`")
+
+
 def _check_inputs(folder: RunDir, only: str | None, cells: Cells, again: tuple[str, ...]) -> None:
     for name in READS[only] if only else ():
         if cells[name] and (name in again or not any(map(folder.mark, cells[name]))):
@@ -281,7 +289,8 @@ def _work(context: Context, cells: Cells, only: str | None, again: tuple[str, ..
         for name in cells
         if name in _needed_for(only)
     }
-    if only == "report" and not any(_finished(context, cells).values()):
+    finished = _finished(context, cells) if only == "report" else {}
+    if only == "report" and not (finished["scores"] or finished["patching"]):
         raise RunError(f"{context.run.path}: nothing is scored for this grid yet; finish it with `raypipe run`")
     if not any(left[stage.name] for stage in stages):
         of_stages = cells.values() if only in (None, "report") else [cells[only]]

@@ -271,6 +271,10 @@ class RunDir:
         self.write_json(name, {"cell": cell.label, "message": message, "trace": trace})
         return name
 
+    def unmark(self, cell: Cell) -> None:
+        """Drops the cell's mark: its result is there no more."""
+        self.remove(f"{_MARKS}/{cell.stage}/{cell.path}.json")
+
     def mark(self, cell: Cell) -> Mark | None:
         """The cell's mark, whatever it was made with; None when there is none."""
         return self.mark_at(cell.stage, cell.path)

@@ -9,6 +9,7 @@ cell's mark is written after its files.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ from raypipe.errors import RunError
 
 SCHEMES = ("s3", "gs", "gcs")
 OPTIONS = ("endpoint_override", "region", "scheme")  # of an s3:// URI
+DAMAGED = r"(?i)checksum|crc|thrift|magic|footer|corrupt|decompress|parquet file size|unexpected end|truncated"  # in pyarrow's words
 ATTEMPTS, SECONDS = 9, 60.0  # of one request to S3, with waits of 25 ms that double, 6 s in all; and what each may take
 
 
@@ -147,11 +149,11 @@ def place(where: str | Path | Remote) -> Place:
     if not isinstance(where, str) or "://" not in where:
         return where if isinstance(where, Remote) else Path(where)
     parts = urlsplit(where)
-    if parts.scheme == "file":
-        return Path(parts.path)
+    if parts.scheme == "file" and parts.hostname in (None, "localhost"):
+        return Path(unquote(parts.path))
     shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
     if parts.scheme not in SCHEMES:
-        raise RunError(f"{shown}: unknown kind of storage; expected a folder, s3://, gs:// or file://")
+        raise RunError(f"{shown}: unknown kind of storage; expected a folder, s3://, gs:// or file:///")
     if parts.username or parts.password:
         raise RunError(f"{shown}: holds credentials; give them by the environment or the machine's role instead")
     unknown = sorted(set(dict(parse_qsl(parts.query))) - set(OPTIONS)) if parts.scheme == "s3" else []
@@ -185,7 +187,10 @@ def parquet(where: Place) -> Iterator[pq.ParquetFile]:
         yield pq.ParquetFile(where.open_file() if isinstance(where, Remote) else where, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         said = " ".join(str(error).split())[:120]
-        if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in said):
+        # A store that is away must not look like damage.
+        if isinstance(error, OSError) and (
+            error.errno is not None or "AWS Error" in said or not re.search(DAMAGED, said)
+        ):
             raise RunError(f"{where}: missing or out of reach ({said}); run the grid again") from None
         where.unlink(missing_ok=True)
         raise RunError(

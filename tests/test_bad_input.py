@@ -397,6 +397,14 @@ def test_a_stage_alone_says_what_it_reads(desk: Desk, stage: str, needs: str) ->
     desk.refused(rf"--only {stage}: .* holds no result of the stage {needs}; run that first, or .*", "--only", stage)
 
 
+def test_a_stage_alone_that_the_grid_does_not_ask_for(desk: Desk) -> None:
+    desk.refused(r"--only patching: the grid asks for nothing of this stage; name another, or .*", "--only", "patching")
+    desk.refused(
+        r"--only lexicon --rerun extract: lexicon does not build on extract, which would only be lost",
+        *("--only", "lexicon", "--rerun", "extract"),
+    )
+
+
 # --- other kinds of corpus
 
 CORPUS_TABLES = ("sentences", "occurrences")

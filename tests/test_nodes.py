@@ -24,7 +24,7 @@ SCRIPT = """
     from raypipe.grid import Grid
     from raypipe.storage import below, place
 
-    fields, run_dir, lose = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3] == "lose"
+    fields, run_dir = json.load(open(sys.argv[1])), sys.argv[2]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     raylets = [node.all_processes["raylet"][0].process.pid for node in [cluster.head_node, *nodes]]
@@ -47,7 +47,7 @@ SCRIPT = """
                     busy[pid] += working(pid)
                 except psutil.Error:
                     pass
-            if lose and len(nodes) == 2 and done >= 9 and busy[raylets[-1]]:
+            if len(nodes) == 2 and done >= 9 and busy[raylets[-1]]:
                 cluster.remove_node(nodes.pop(), allow_graceful=False)
 
     watcher = threading.Thread(target=watch)
@@ -62,12 +62,12 @@ SCRIPT = """
 """
 
 
-def run_on_nodes(fields: dict[str, object], tmp_path: Path, name: str, what: str) -> dict[str, object]:
+def run_on_nodes(fields: dict[str, object], tmp_path: Path) -> dict[str, object]:
     script, grid = tmp_path / "script.py", tmp_path / "grid.json"
     script.write_text(textwrap.dedent(SCRIPT))
     grid.write_text(json.dumps(fields))
     done = subprocess.run(
-        [sys.executable, str(script), str(grid), str(tmp_path / name), what],
+        [sys.executable, str(script), str(grid), str(tmp_path / "nodes")],
         capture_output=True,
         text=True,
         timeout=240,
@@ -83,15 +83,14 @@ def tables(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("what", ["keep", "lose"])
 def test_a_grid_on_two_nodes_has_the_same_bytes_and_survives_the_loss_of_one(
-    what: str, world: tiny_world.World, tmp_path: Path
+    world: tiny_world.World, tmp_path: Path
 ) -> None:
     fields = world.grid(resources={"workers": 2})
     pipeline.run(Grid(**fields), tmp_path / "alone", "inprocess")
-    found = run_on_nodes(fields, tmp_path, "nodes", what)
+    found = run_on_nodes(fields, tmp_path)
     head, *workers = found["busy"]  # type: ignore[misc]
     assert head == 0
     assert all(workers)
-    assert found["left"] == (1 if what == "lose" else 2)
+    assert found["left"] == 1
     assert tables(tmp_path / "nodes") == tables(tmp_path / "alone")

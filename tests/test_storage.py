@@ -23,6 +23,7 @@ from raypipe.results import open_run
 from raypipe.rundir import RunDir
 from raypipe.storage import Remote, below, place, published
 
+SMALL = {"languages": ["en", "de"], "layers": [1], "concepts": {"k": [6], "seeds": [0, 1]}}
 TABLES = ("calign", "colap", "aligned", "overlap")
 
 
@@ -91,7 +92,7 @@ def tables(where: Any) -> dict[str, bytes]:
 def test_a_run_in_an_object_store_has_the_bytes_of_one_in_a_folder(
     store: Store, world: tiny_world.World, tmp_path: Path
 ) -> None:
-    grid = Grid(**world.grid())
+    grid = Grid(**world.grid(**SMALL))
     pipeline.run(grid, tmp_path / "run", "inprocess")
     found = pipeline.run(grid, store.uri, "inprocess")
     assert tables(store.uri) == tables(tmp_path / "run")
@@ -108,7 +109,7 @@ def test_a_run_in_an_object_store_has_the_bytes_of_one_in_a_folder(
 
 
 def test_workers_of_a_ray_write_in_the_object_store(store: Store, world: tiny_world.World, tmp_path: Path) -> None:
-    grid = Grid(**world.grid(resources={"workers": 2}))
+    grid = Grid(**world.grid(**SMALL, resources={"workers": 2}))
     pipeline.run(grid, tmp_path / "run", "inprocess")
     pipeline.run(grid, store.uri, "local")
     assert tables(store.uri) == tables(tmp_path / "run")
@@ -117,7 +118,7 @@ def test_workers_of_a_ray_write_in_the_object_store(store: Store, world: tiny_wo
 def test_a_store_that_refuses_and_delays_costs_time_and_no_byte(
     store: Store, world: tiny_world.World, tmp_path: Path
 ) -> None:
-    grid = Grid(**world.grid(languages=["en", "de"], layers=[1], concepts={"k": [6]}))
+    grid = Grid(**world.grid(**SMALL))
     pipeline.run(grid, tmp_path / "run", "inprocess")
     count = iter(range(10**9))
     store.trouble(refuse=lambda *_: next(count) % 7 == 3, delay=0.005)
@@ -130,7 +131,7 @@ def test_a_store_that_stays_away_ends_the_run_with_a_reason_and_the_next_run_goe
     store: Store, world: tiny_world.World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    grid = Grid(**world.grid(languages=["en", "de"], layers=[1], concepts={"k": [6]}))
+    grid = Grid(**world.grid(**SMALL))
     store.trouble(refuse=lambda method, path: method == "PUT" and "/corpus/" in path)
     with pytest.raises(Exception, match=r"s3://.*cannot be written"):
         pipeline.run(grid, store.uri, "inprocess")
@@ -166,18 +167,19 @@ def test_a_place_is_named_without_its_options_and_made_again_from_its_address(st
     assert isinstance(remote, Remote)
     assert str(remote / "a" / "b=c").endswith("/runs/one/a/b=c")
     assert storage.address(place(storage.address(remote / "a")) / "b") == storage.address(remote / "a/b")
-    assert place("file:///there") == Path("/there")
+    assert place("file:///the%20re") == Path("/the re")
 
 
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("ftp://host/run", "ftp://host/run: unknown kind of storage; expected a folder, s3://, gs:// or file://"),
+        ("ftp://host/run", "ftp://host/run: unknown kind of storage; expected a folder, s3://, gs:// or file:///"),
         ("s3://key:word@bucket/run", "s3://bucket/run: holds credentials; give them by the environment"),
         (
             "s3://b/run?secret_key=x",
             "s3://b/run: unknown option secret_key; expected endpoint_override, region, scheme",
         ),
+        ("file://runs/mini", "file://runs/mini: unknown kind of storage; expected a folder, s3://, gs:// or file:///"),
         ("s3:///run", "s3:///run: names no bucket; expected s3://BUCKET/PREFIX"),
     ],
 )
@@ -259,3 +261,15 @@ def test_a_driver_that_lost_its_lease_writes_no_more(
                 time.sleep(0.15)
                 run.write_json("a.json", 2)
     assert (run.path / LEASE).exists()  # the other one's
+
+
+def test_a_driver_that_slept_takes_its_lease_of_a_folder_up_again(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "tiny")
+    with run.only_writer():
+        assert run._lease is not None
+        run._lease._until = 0.0  # as after a night: the lock has kept all others out
+        run.write_json("a.json", 1)
+        _content(tmp_path, token="another")
+        run._lease._until = 0.0
+        with pytest.raises(RunError, match="the right to write there was lost"):
+            run.write_json("a.json", 2)

@@ -57,7 +57,7 @@ def run(context: Context, left: list[Cell]) -> None:
 
 def _item(context: Context, cell: Cell) -> Item:
     return {
-        "run": str(context.run.path),
+        "run": context.run.address,
         "state": {axis: cell[axis] for axis in STATE},
         "states": cell.path.rpartition("/")[0],
         "layer": int(cell["layer"]),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from raypipe.errors import ModelError
 from raypipe.grid import Grid
 from raypipe.gridpatching import source_pairs
-from raypipe.models.locate import RANDOM, Checkpoint
+from raypipe.models.locate import Checkpoint
 from raypipe.models.schedule import progress
 from raypipe.rundir import Cell, RunDir, digest
 from raypipe.stages.context import Context, Item, Receipt
@@ -83,26 +83,27 @@ def run(context: Context, left: list[Cell]) -> None:
         }
         for cell in left
     ]
-    held = _weights_held(context)
     for cell, receipt in context.each(context.cluster.stream(Worker, items), left):
-        # Random weights are no checkpoint; a step 0 may have been drawn the same way.
-        drawn = cell["revision"].startswith(RANDOM)
-        other = cell["revision"] if drawn else held.setdefault((cell["model"], receipt["weights"]), cell["revision"])
-        if other == cell["revision"]:
-            context.finish(cell, receipt)
-        else:
-            context.fail(cell, f"its weights are those of revision {other}; leave one of the two out", "")
+        context.finish(cell, receipt)
+    _refuse_twins(context)
 
 
-def _weights_held(context: Context) -> dict[tuple[str, str], str]:
-    """(model, fingerprint of weights) -> revision of the cells that are there already: a Hub may hold one behind two steps."""
-    held = {}
+def _refuse_twins(context: Context) -> None:
+    """Fails what has the weights of an earlier revision of the grid: a Hub may hold one behind two steps.
+
+    Random weights are no checkpoint; a step 0 may have been drawn the same way.
+    """
+    first: dict[tuple[str, str], str] = {}
     for checkpoint in decoders(context.plan):
         for target in context.plan.grid.patching.directions(context.plan.grid.languages):
-            mark = context.run.mark_at(NAME, _cell_key(checkpoint, target).path)
-            if mark and checkpoint.random_seed is None:
-                held[checkpoint.model, mark.receipt["weights"]] = checkpoint.revision
-    return held
+            cell = _cell_key(checkpoint, target)
+            mark = context.run.mark(cell)
+            if mark is None or checkpoint.random_seed is not None:
+                continue
+            other = first.setdefault((checkpoint.model, mark.receipt["weights"]), checkpoint.revision)
+            if other != checkpoint.revision:
+                context.run.unmark(cell)
+                context.fail(cell, f"its weights are those of revision {other}; leave one of the two out", "")
 
 
 def _cell_key(checkpoint: Checkpoint, target: Direction) -> Cell:
