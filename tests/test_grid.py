@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raypipe.errors import GridError, InputError, RaypipeError
 from raypipe.grid import Grid
 from raypipe.gridcheck import describe_fields
-from raypipe.gridfile import load_grid
+from raypipe.gridfile import load_grid, plain_value
 
 BASE: dict[str, Any] = {
     "models": [{"name": "bert", "path": "org/bert"}],
@@ -238,3 +238,13 @@ def test_every_field_is_described() -> None:
     assert page["resources.memory"].endswith("Default: 4.0GiB.")
     assert page["words.normalise"].startswith("Applied")
     assert all(text and "None" not in text for text in page.values())
+
+
+def test_a_required_field_is_named() -> None:
+    without = {name: value for name, value in BASE.items() if name != "models"}
+    with pytest.raises(GridError, match="models: is required; set it in the grid file or by a flag"):
+        Grid(**without)
+
+
+def test_a_flags_value_is_yaml_or_text() -> None:
+    assert [plain_value(text) for text in ("3", "[a]", "no", "[", "null")] == [3, ["a"], "no", "[", None]

@@ -217,8 +217,9 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=rf"t\.parquet: {said}; run the grid again"):
             run.read_table("t.parquet")
     (run.path / "run.json").write_text("{")
-    with pytest.raises(RunError, match=r"run\.json: missing or damaged"):
-        run.read_json("run.json")
+    for name in ("run.json", "none.json"):
+        with pytest.raises(RunError, match=rf"{name}: missing or damaged"):
+            run.read_json(name)
 
 
 def test_json_is_sorted_and_plain(tmp_path: Path) -> None:
