@@ -12,6 +12,7 @@ import tiny_models
 import tiny_world
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 import raypipe
 from raypipe.errors import CellsFailed, GridError, InputError
@@ -175,6 +176,19 @@ def test_a_pair_whose_sentences_could_not_be_read_says_so(world: tiny_world.Worl
     with pytest.raises(CellsFailed, match=r"meanings .*: line 14 of de: \d+ pieces, the model reads 64; split the"):
         raypipe.run(grid, tmp_path / "run", "inprocess")
     assert set(rows(raypipe.open_run(tmp_path / "run")).reason) == {"input_failed: meanings en+de"}
+
+
+def test_a_state_that_is_not_finite_fails_the_cell(world: tiny_world.World, tmp_path: Path) -> None:
+    file = tiny_models.save_model(tmp_path / "m", "bert") / "model.safetensors"
+    weights = load_file(file)
+    weights["encoder.layer.0.output.dense.bias"][:] = np.nan
+    save_file(weights, file, {"format": "pt"})
+    write_examples(tmp_path / "en-de.tsv", ("en", "de"))
+    models = [{"name": "m", "path": str(tmp_path / "m"), "revisions": "main"}]
+    with pytest.raises(
+        CellsFailed, match=r"meanings .*: model 'm', .*: the state of word '.*' .* at layer 1 is not finite in float"
+    ):
+        raypipe.run(make(world, tmp_path, models, layers=[1], pairs=["en-de"]), tmp_path / "run", "inprocess")
 
 
 def test_a_decoder_beside_the_other_language_has_no_line_for_these_sentences(

@@ -10,12 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raypipe.errors import ModelError
 from raypipe.gridscores import MEANINGS
 from raypipe.interop.am2ico import Context as Sentence
 from raypipe.interop.am2ico import read_am2ico
@@ -113,9 +111,7 @@ class Worker(shards.Worker):
             )
         if last:
             encoded = replace(encoded, first=encoded.last)  # a word of one piece, whatever the pooling
-        states: Any = shards.forward(extractor, encoded, shards.row_batches(encoded, item["budget"]), item).words
-        if isinstance(states, ModelError):
-            raise states
+        states = shards.forward(extractor, encoded, shards.row_batches(encoded, item["budget"]), item).words
         numbers, starts, counts = np.unique(encoded.sentence, return_index=True, return_counts=True)
         whole = counts == np.array([len(tokens) for tokens in wanted])[numbers]
         means = np.compress(whole, np.add.reduceat(states, starts, axis=1) / counts[:, None].astype(np.float32), axis=1)
