@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from conftest import Done
 from test_patching_stage import World, finished, patching_world  # noqa: F401 - fixtures
 
 import raypipe
-from raypipe.errors import InputError, RunError
+from raypipe.errors import GridError, InputError, RunError
+from raypipe.grid import Grid
 from raypipe.rundir import RunDir
 from raypipe.stages.annotation import agreement, export
 
@@ -46,15 +48,44 @@ def test_a_sheet_tells_neither_model_nor_patch_and_its_key_tells_both(
     counts = Counter(row["automatic"] for row in key)
     assert min(counts.values()) <= 30 / len(counts) <= max(counts.values())
     first = (tmp_path / "sheet.csv").read_bytes()
-    command("annotate", "export", finished.path, tmp_path / "sheet.csv", "--items", 30)
-    assert (tmp_path / "sheet.csv").read_bytes() == first
+    command("annotate", "export", finished.path, tmp_path / "again.csv", "--items", 30)
+    assert (tmp_path / "again.csv").read_bytes() == first
 
 
 def test_a_setting_without_answers_is_refused(finished: raypipe.Run, tmp_path: Path) -> None:  # noqa: F811
+    run = RunDir.open(finished.path)
+    for setting in ("moon", "tgt_unpatched"):
+        with pytest.raises(GridError, match=f"--setting {setting}: expected one of the run's, seen, tgt, .*, third"):
+            export(run, finished.grid, tmp_path / "s.csv", 5, 0, setting)
+    other = Grid(
+        name="g",
+        models=[{"name": "m", "path": "p"}],
+        languages=["en", "de"],
+        corpus={"path": "{lang}"},
+        lexicon={"induce": "eflomal"},
+    )
     with pytest.raises(
-        RunError, match="holds no answers patched with moon; run the stage patching of a grid that asks"
+        RunError, match=r"its grid names no patching.table, so there are no answers; give a run of concept"
     ):
-        export(RunDir.open(finished.path), finished.grid, tmp_path / "s.csv", 5, 0, "moon")
+        export(run, other, tmp_path / "s.csv", 5, 0)
+    shutil.copytree(finished.path, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/_done/patching")
+    with pytest.raises(RunError, match=r"holds no answers patched with seen; `raypipe status .*` shows what is there"):
+        export(RunDir.open(tmp_path / "run"), finished.grid, tmp_path / "s.csv", 5, 0)
+
+
+def test_a_sheet_is_never_written_over(finished: raypipe.Run, tmp_path: Path) -> None:  # noqa: F811
+    run = RunDir.open(finished.path)
+    for name in ("a.csv", "b.key.csv"):
+        (tmp_path / name).write_text("labels of an afternoon")
+        with pytest.raises(InputError, match=f"{name}: is there already; remove it, or give the sheet another name"):
+            export(run, finished.grid, tmp_path / f"{name[0]}.csv", 5, 0)
+        assert (tmp_path / name).read_text() == "labels of an afternoon"
+    assert not (tmp_path / "b.csv").exists()
+    with pytest.raises(
+        InputError, match=r"no/s.csv: cannot be written \(No such file or directory\); name a file in a"
+    ):
+        export(run, finished.grid, tmp_path / "no/s.csv", 5, 0)
 
 
 def sheet(file: Path, labels: list[str], column: str = "label") -> Path:
@@ -66,7 +97,7 @@ def test_the_agreement_is_cohen_s_kappa(command: Callable[..., Done], tmp_path: 
     key = sheet(tmp_path / "key.csv", ["other", "other", "gold_first", "gold_first"], "automatic")
     a = sheet(tmp_path / "a.csv", ["other", "other", "gold_first", "other"])
     b = sheet(tmp_path / "b.csv", ["other", "gold_first", "gold_first", ""])
-    found = {(row["first"], row["second"]): row for row in agreement(key, [a, b])}
+    found = {tuple(Path(row[end]).name for end in ("first", "second")): row for row in agreement(key, [a, b])}
     # Key and a agree on 3 of 4; by chance on (2 * 3 + 2 * 1) / 16 = 0.5: kappa = (0.75 - 0.5) / 0.5.
     assert found["automatic", "a.csv"]["kappa"] == pytest.approx(0.5)
     assert found["automatic", "a.csv"]["confused"] == "gold_first/other 1"
@@ -74,6 +105,11 @@ def test_the_agreement_is_cohen_s_kappa(command: Callable[..., Done], tmp_path: 
     assert found["a.csv", "b.csv"]["items"] == 3
     assert found["a.csv", "b.csv"]["kappa"] == pytest.approx(0.4)
     assert "0.4" in command("annotate", "agreement", key, a, b).out
+    (tmp_path / "ben").mkdir()
+    apart = [a, sheet(tmp_path / "ben/a.csv", ["gold_first", "gold_first", "other", "other"])]
+    assert [row["agreed"] for row in agreement(key, apart)] == [0.75, 0, 0.25]  # each sheet of its own, named alike
+    with pytest.raises(InputError, match=r"ben/\.\./a.csv: is given twice; give one sheet per annotator"):
+        agreement(key, [a, tmp_path / "ben/../a.csv"])
     assert (
         agreement(sheet(tmp_path / "k.csv", ["other"], "automatic"), [sheet(tmp_path / "e.csv", ["other"])])[0]["kappa"]
         is None

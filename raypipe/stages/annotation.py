@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from raypipe.errors import InputError, RunError
+from raypipe.errors import GridError, InputError, RunError
 from raypipe.grid import Grid
 from raypipe.rundir import RunDir
 from raypipe.science.answers import LABELS
-from raypipe.stages.patching_summary import SOURCE, runs_of, split_layers
+from raypipe.stages.patching_summary import SOURCE, THIRD, runs_of, split_layers
 from raypipe.stages.prompts import read_table
 
 Row = dict[str, Any]
@@ -32,32 +32,48 @@ def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting:
         sheet: CSV to write; an annotator fills the column `label` with one of `LABELS`, knowing neither model nor patch.
         items: Answers in it.
         seed: Seed of the draw.
-        setting: Whose patched answers, at the split-half layers, stand beside the unpatched ones.
+        setting: Whose patched answers, at the split-half layers, stand beside the unpatched ones: one of the grid's, or `third`.
 
     Returns:
         The key: the sheet's name with `.key.csv`.
 
     Raises:
+        GridError: The grid has no such setting.
         RunError: The run has no patched answers of the setting.
+        InputError: The sheet or its key is there already, or cannot be written.
     """
+    if grid.patching.table is None:
+        raise RunError(
+            f"{run.path}: its grid names no patching.table, so there are no answers; give a run of concept patching"
+        )
+    if setting not in (known := (*grid.patching.settings, THIRD)):
+        raise GridError(f"--setting {setting}: expected one of the run's, {', '.join(known)}")
+    key = sheet.with_suffix(".key.csv")
+    for file in (sheet, key):
+        if file.exists():
+            raise InputError(f"{file}: is there already; remove it, or give the sheet another name")
     by_label = defaultdict[str, list[Row]](list)
     for row in _answers(run, grid, setting):
         by_label[row["automatic"]].append(row)
     if not by_label:
         raise RunError(
-            f"{run.path}: holds no answers patched with {setting}; run the stage patching of a grid that asks for it"
+            f"{run.path}: holds no answers patched with {setting}; `raypipe status {run.path}` shows what is there"
         )
     draw = np.random.default_rng(seed)
     shuffled = [[rows[i] for i in draw.permutation(len(rows))] for _, rows in sorted(by_label.items())]
     # One of each label after the other, until there are enough.
     chosen = [row for row in chain.from_iterable(zip_longest(*shuffled)) if row][:items]
     chosen = [chosen[i] | {"item": n} for n, i in enumerate(draw.permutation(len(chosen)))]
-    key = sheet.with_suffix(".key.csv")
     for file, columns in ((sheet, SHEET), (key, KEY)):
-        with file.open("w", encoding="utf-8", newline="") as out:
-            writer = csv.DictWriter(out, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(chosen)
+        try:
+            with file.open("x", encoding="utf-8", newline="") as out:
+                writer = csv.DictWriter(out, columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(chosen)
+        except OSError as error:
+            raise InputError(
+                f"{file}: cannot be written ({error.strerror}); name a file in a folder that is there"
+            ) from None
     return key
 
 
@@ -100,15 +116,18 @@ def agreement(key: Path, sheets: Sequence[Path]) -> list[Row]:
         sheets: Filled copies of one sheet, one per annotator.
 
     Returns:
-        One row per two readers: first, second, items (both labelled), kappa (None where both give a single label), agreed (share), and
-        confused, the pairs of labels that differ, most frequent first.
+        One row per two readers: first, second (`automatic` or the sheet's path), items (both labelled), kappa (None where both
+        give a single label), agreed (share), and confused, the pairs of labels that differ, most frequent first.
 
     Raises:
-        InputError: FILE:LINE of a label that is none, or a file lacks a column.
+        InputError: FILE:LINE of a label that is none, a file lacks a column, or a sheet is given twice.
     """
     from sklearn.metrics import cohen_kappa_score
 
-    readers = {"automatic": _labels(key, "automatic")} | {sheet.name: _labels(sheet, "label") for sheet in sheets}
+    twice = [sheet for i, sheet in enumerate(sheets) if sheet.resolve() in [other.resolve() for other in sheets[:i]]]
+    if twice:
+        raise InputError(f"{twice[0]}: is given twice; give one sheet per annotator")
+    readers = {"automatic": _labels(key, "automatic")} | {str(sheet): _labels(sheet, "label") for sheet in sheets}
     names, rows = list(readers), list[Row]()
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
