@@ -17,14 +17,14 @@ NEAR = 0.25  # of the longer length: edits up to which an answer is a copy
 GROUPS = {
     "gold": ("gold_first", "gold_synonym"),
     "copying": ("copy_source", "copy_visible", "near_copy"),
-    "sense": ("other_sense", "hyper_hypo"),
+    "sense": ("other_sense",),
     "language": ("english_leak", "wrong_language"),
     "wrong": ("other", "empty", "format", "prefix_hit", "shot_word", "target_kept", "target_other"),
 }
 """Labels by group; `gold_copy` stands apart, for translating and copying cannot be told from each other."""
 LABELS = (
     "empty", "gold_copy", "gold_first", "gold_synonym", "copy_source", "copy_visible", "near_copy", "target_kept",
-    "target_other", "english_leak", "wrong_language", "other_sense", "hyper_hypo", "shot_word", "prefix_hit", "format", "other",
+    "target_other", "english_leak", "wrong_language", "other_sense", "shot_word", "prefix_hit", "format", "other",
 )  # fmt: skip
 """Every label, in the order in which the rules are tried."""
 GAINS = {"ability": "wrong", "behaviour": "copying", "sense": "sense", "output_language": "language"}
@@ -72,7 +72,6 @@ class Known:
         english: Forms of s in English; none where O is English.
         wrong_language: Forms of s in other languages than O.
         senses: Translations into O of other meanings of the word of s.
-        related: Forms in O of hypernyms and hyponyms of s.
         shots: Answers shown before.
     """
 
@@ -84,7 +83,6 @@ class Known:
     english: tuple[str, ...] = ()
     wrong_language: tuple[str, ...] = ()
     senses: tuple[str, ...] = ()
-    related: tuple[str, ...] = ()
     shots: tuple[str, ...] = ()
     _sets: dict[str, frozenset[str]] = field(default_factory=dict, init=False, compare=False)
 
@@ -97,7 +95,7 @@ class Known:
 
 
 def label(cut: str, closed: bool, first_in_set: bool, known: Known) -> str:
-    """The first rule of section 5 that an answer fits.
+    """The first rule of section 5 that an answer fits; no wordnet is read, so a hypernym or hyponym is like any other word.
 
     Args:
         cut: The answer's text, cut.
@@ -124,7 +122,6 @@ def _rules(answer: str, cut: str, closed: bool, first_in_set: bool, known: Known
     yield "english_leak", known.holds("english", answer)
     yield "wrong_language", known.holds("wrong_language", answer)
     yield "other_sense", known.holds("senses", answer)
-    yield "hyper_hypo", known.holds("related", answer)
     yield "shot_word", known.holds("shots", answer)
     yield "prefix_hit", first_in_set
     several = len(answer.split()) > 1 and all(len(form.split()) == 1 for form in known.gold)
