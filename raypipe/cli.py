@@ -202,6 +202,10 @@ def plan(spec: Any, as_json: Json = False) -> None:
         return
     console = _console()
     console.print(rows_table([{"stage": s, "cells": n} for s, n in found["cells"].items() if n], ["stage", "cells"]))
+    for model, counts in found["patching"].items():
+        console.print("{}: {prompts} prompts, {targets} targets at {checkpoints} checkpoints".format(model, **counts))
+    if not found["languages"]:
+        return
     rows = [{"language": language, **counts} for language, counts in found["languages"].items()]
     console.print(rows_table(rows, ["language", "sentences", "words", "points"]))
     for model, counts in found["models"].items():
@@ -334,6 +338,9 @@ def show(
     from raypipe.results import open_run
 
     found = open_run(run)
+    for flag, value, fits in (("layer", layer, what != "patching"), ("concept", concept, what == "concepts")):
+        if value is not None and not fits:
+            raise GridError(f"show {what}: its rows are about all of them; leave out --{flag}")
     if what in tables.SCORES:
         rows, columns = tables.scores(found, what, model, revision, layer, pair), tables.SCORES[what]
     elif what == "concepts":

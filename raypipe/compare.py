@@ -25,11 +25,13 @@ def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
         them of calign, null_calign, coverage, colap and ceiling.
 
     Raises:
-        GridError: There is one run alone, or no model, layer and direction has a score in all.
+        GridError: There is one run alone, one is given twice, or no model, layer and direction has a score in all.
         RunError: A run has no scores yet.
     """
     if len(runs) < 2:
         raise GridError(f"compare: {len(runs)} run; expected two or more")
+    if len({run.path for run in runs}) < len(runs):
+        raise GridError("compare: a run is given twice; give each once")
     rows = pd.concat([_scores(run).assign(run=str(run.path)) for run in runs], ignore_index=True)
     there = rows.dropna(subset="calign").groupby([*KEY, "pair"], sort=False)["run"].transform("nunique")
     common = rows.loc[there.index[there == len(runs)]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import islice, pairwise, product
 from typing import Any
@@ -14,6 +14,7 @@ from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
 from raypipe.models.words import Encoded, encode
 from raypipe.pipeline import all_cells
 from raypipe.science.occurrences import Places
+from raypipe.stages import prompts
 from raypipe.stages.concepts import costs, scopes
 from raypipe.stages.corpus import Sentences, choose_words, linked_texts, reasons
 from raypipe.stages.extract import shard_points
@@ -32,7 +33,8 @@ def estimate(grid: Grid) -> dict[str, Any]:
     Returns:
         `cells` per stage; per language (or side of a pair) `sentences`, `words`, `points`; per model, over all its `checkpoints`,
         `pieces` (tokens of the text forwarded, not those of AM2iCo), `forward_flops` (an encoder's line taken to be as long as its
-        decoder's), `state_bytes`;
+        decoder's), `state_bytes`; per model that is patched (`patching`), `prompts`, `targets` and `checkpoints`, each of which runs
+        all of them;
         `kmeans_flops_per_pass` over all clusterings, and `kmeans_flops_most` at max_iter passes; `in_group`, clusterings too large
         for one worker, and `in_group_for_time`, those spread to save time (`stages.spread` has the rule);
         `workers_that_hold_the_largest` without reading its shards again; `memory_per_worker`, bytes at the peak.
@@ -62,6 +64,7 @@ def estimate(grid: Grid) -> dict[str, Any]:
         "cells": {name: len(of_stage) for name, of_stage in cells.items()},
         "languages": languages,
         "models": {model: _of_model(plan, model, pieces, states) for model in plan.facts},
+        "patching": _patched(plan),
     } | _clusterings(plan, languages)
 
 
@@ -126,6 +129,18 @@ def _of_model(plan: Plan, model: str, pieces: Counts, states: Counts) -> dict[st
         "state_bytes": sum(states[model, part] * len(plan.layers[model, part]) for part in parts)
         * facts.width
         * itemsize,
+    }
+
+
+def _patched(plan: Plan) -> dict[str, dict[str, int]]:
+    grid, checkpoints = plan.grid, Counter(checkpoint.model for checkpoint in prompts.decoders(plan))
+    return {
+        model: {
+            "prompts": len(prompts.wanted(grid, model)) * grid.patching.pairs,
+            "targets": len(grid.patching.directions(grid.languages)),
+            "checkpoints": count,
+        }
+        for model, count in checkpoints.items()
     }
 
 

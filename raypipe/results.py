@@ -129,6 +129,10 @@ class Run:
 
     def _scores(self, name: str) -> pa.Table:
         if not (self.path / f"scores/{name}.parquet").is_file():
+            if self.grid.corpus is None:
+                raise RunError(
+                    f"{self.path}: its grid has no corpus, so there are no scores; `raypipe show {self.path} patching` shows what it has"
+                )
             raise RunError(
                 f"{self.path}: no scores yet; finish it with `raypipe run {self.path / 'grid.yaml'} --run {self.path}`"
             )

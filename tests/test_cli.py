@@ -533,6 +533,9 @@ def test_show_what_scores_rest_on(finished: Path, command: Command) -> None:
     for flags in (["--layer", "3"], ["--pair", "en-de"]):
         done = command("show", finished, "conclusions", *flags)
         assert done.error == f"show conclusions: its rows are about all of them; leave out {flags[0]}"
+    assert command("show", finished, "calign", "--concept", 1).error == (
+        "show calign: its rows are about all of them; leave out --concept"
+    )
 
 
 def test_a_pair_of_codes_with_hyphens() -> None:
