@@ -18,7 +18,7 @@ _PATCHED = (
     Column(
         "target_in",
         _STR,
-        "input language I of the patched prompts; null for the mean over the targets that have the setting",
+        "input language I of the patched prompts; null for the mean over the targets that have the setting, once all are finished",
     ),
     Column("target_out", _STR, "output language O of the patched prompts; null for that mean"),
     Column("setting", _STR, "src_unpatched, tgt_unpatched, third (the null), or where the states put in come from"),
@@ -123,12 +123,17 @@ PATCHING: dict[str, tuple[Column, ...]] = {
         Column("crossing", _F64, "start layer at which P(t in O) overtakes P(s in O), interpolated", "layer"),
         Column("crossing_rel", _F64, "the same / (L - 1)", "fraction"),
         Column("n_crossings", _I32, "downward crossings"),
-        Column("emerged", _BOOL, "the lower bound of effect_split is above 0 here and at every later checkpoint"),
+        Column(
+            "emerged",
+            _BOOL,
+            "the lower bound of effect_split is above 0, and there is room for it (no `no_room`), here and at every later checkpoint",
+        ),
         Column("n_pairs", _I32, "concept pairs", "pairs"),
         Column(
             "null_reason",
             _STR,
-            "why figures are null: no_source_languages; no_room (the ceiling does not stand above the floor), never_source, "
+            "why figures are null: no_source_languages; unfinished_targets (the mean lacks one); "
+            "no_room (the ceiling does not stand above the floor), never_source, "
             "never_target; joined by ;",
         ),
     ),

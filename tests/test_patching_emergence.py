@@ -44,8 +44,9 @@ def tables(revisions: int = 4) -> dict[str, pa.Table]:
         for shift in (-0.1, 0.1)  # two directions
     ]
     similarity = [
-        {"model": "m", "revision": name, "layer": 1, "measure": "cka", "value": float(i)}
+        {"model": "m", "revision": name, "layer": 1, "measure": measure, "k": k, "value": value}
         for i, name in enumerate(names)
+        for measure, k, value in (("cka", None, float(i)), ("stability", 6, float(i)), ("stability", 7, 9.0))
     ]
     return {
         "patching_checkpoints": make_table("patching_checkpoints", summary),
@@ -67,6 +68,18 @@ def test_each_measure_stands_beside_the_effect_with_its_rank_correlation(tmp_pat
     assert set(mine.n) == {4}
     assert found[(found.measure == "calign") & (found.layer == 2)].r.isna().all()  # constant
     assert found[found.measure == "cka"].r.iloc[0] == pytest.approx(0.8)
+    assert found[found.measure == "stability"].value.tolist() == [0, 1, 2, 3]  # at the first k alone
+
+
+def test_a_checkpoint_whose_mean_lacks_a_target_is_left_out(tmp_path: Path) -> None:
+    made = tables()
+    summary = made["patching_checkpoints"].to_pylist()
+    for row in summary:
+        if row["revision"] == "step-400" and row["setting"] == "seen" and row["target_in"] is None:
+            row["effect_split"] = None
+    made["patching_checkpoints"] = make_table("patching_checkpoints", summary)
+    found = together(RunDir(tmp_path), made)["patching_emergence"].to_pandas()
+    assert set(found.revision) == {"step-0", "step-100", "step-200"}
 
 
 def test_two_checkpoints_have_no_correlation(tmp_path: Path) -> None:
@@ -98,7 +111,7 @@ def test_the_chart_shows_each_measure_at_its_best_layer(tmp_path: Path) -> None:
     }
     charts = draw(made | flat | together(RunDir(tmp_path), made)).charts
     chart, frame = next((chart, frame) for chart, frame in charts if chart.id == "patching-together")
-    assert set(frame.shown) == {"patching_effect", "calign", "cka"}
+    assert set(frame.shown) == {"patching_effect", "calign", "cka", "stability"}
     assert set(frame[frame.shown == "calign"].layer) == {2}
     assert "0.80 over 4 checkpoints" in set(frame.r)
     assert chart.spec["data"] == {"name": "patching-together"}

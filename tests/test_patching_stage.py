@@ -329,6 +329,51 @@ def test_targets_are_added_and_settings_are_not(finished: raypipe.Run, patching_
         raypipe.run(patching_world.grid(generate=4), tmp_path / "run", "inprocess")
 
 
+def test_patching_alone_finds_the_prompts_of_its_target_among_others(
+    finished: raypipe.Run, patching_world: World, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/_done/patching")
+    raypipe.run(patching_world.grid(targets=["fr-en"]), tmp_path / "run", "inprocess", only="patching")
+    for table in ("scores", "answers"):
+        file = f"patching/parts/model=tiny/revision=step-10/target=fr+en/{table}.parquet"
+        assert (tmp_path / "run" / file).read_bytes() == (finished.path / file).read_bytes()
+    with pytest.raises(
+        CellsFailed, match="source prompts from de to de are not in the run; run the stage prompts first"
+    ):
+        raypipe.run(patching_world.grid(targets=["es-de"]), tmp_path / "run", "inprocess", only="patching")
+
+
+def test_a_checkpoint_that_lacks_a_target_has_no_mean(
+    finished: raypipe.Run, patching_world: World, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    for revision, charts in (("step-10", {"patching-layers"}), ("step-0", set())):
+        (tmp_path / f"run/_done/patching/model=tiny/revision={revision}/target=fr+en.json").unlink()
+        run = raypipe.run(patching_world.grid(), tmp_path / "run", "inprocess", only="report")
+        summary, curves = (run.patching(name).to_pandas() for name in ("checkpoints", "curves"))
+        over = summary[summary.target_in.isna() & (summary.revision == revision)]
+        assert set(over.null_reason) == {"unfinished_targets"}
+        assert set(over.setting) == set(summary.setting)
+        assert over.p_source.isna().all()
+        assert revision not in set(curves[curves.target_in.isna()].revision)
+        page = run.report.read_text(encoding="utf-8")
+        data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+        assert set(data["charts"]) & {"patching-layers"} == charts
+
+
+def test_a_checkpoint_without_room_has_not_emerged() -> None:
+    from raypipe.schema import TABLES, make_table
+    from raypipe.stages.patching_summary import _with_emergence
+
+    blank = dict.fromkeys(column.name for column in TABLES["patching_checkpoints"])
+    blank |= {"model": "m", "setting": "seen", "effect_split": 1.0, "effect_split_lo": 0.5}
+    reasons = ("", "no_room;never_source", "never_target", "")
+    rows = [blank | {"revision": f"r{i}", "null_reason": reason} for i, reason in enumerate(reasons)]
+    found = _with_emergence(make_table("patching_checkpoints", rows))
+    assert found.column("emerged").to_pylist() == [False, False, True, True]
+
+
 def test_a_target_without_source_languages_has_its_clean_runs_and_the_reason(
     patching_world: World, tmp_path: Path
 ) -> None:
@@ -474,6 +519,7 @@ def test_a_table_that_is_too_short_is_refused(patching_world: World, tmp_path: P
         InputError, "24 concepts have a form in .*; expected at least 42", patching_world.grid(shots=20), tmp_path / "r"
     )
     refused(CellsFailed, "552 admissible concept pairs, expected 553", patching_world.grid(pairs=553), tmp_path / "q")
+    refused(CellsFailed, "its input failed: prompts tiny", patching_world.grid(pairs=553), tmp_path / "q")
 
 
 def test_too_many_words_that_merge_with_their_quote_are_refused(patching_world: World) -> None:
@@ -556,6 +602,15 @@ def test_the_command_patches_and_shows(
         command("show", finished.path, "patching", "--pair", "fr-en", "--revision", "step-10", "--json").out
     )
     assert {row["setting"] for row in shown} >= {"seen", "third", "src_unpatched", "self"}
+    for flag in ("--layer", "--concept"):
+        refusal = command("show", finished.path, "patching", flag, 1).error
+        assert refusal == f"show patching: its rows are about all of them; leave out {flag}"
+    planned = command("plan", tmp_path / "g.yaml").out
+    assert f"tiny: {len(design(finished, 'prompts'))} prompts, 2 targets at 2 checkpoints" in planned
+    assert "K-means" not in planned
+    assert command("show", finished.path, "calign").error == (
+        f"{finished.path}: its grid has no corpus, so there are no scores; `raypipe show {finished.path} patching` shows what it has"
+    )
     assert command("patch", "--set", "patching.table=null", tmp_path / "g.yaml").error.startswith("corpus: is required")
     alone = ["--set", "corpus.path='{lang}'", "--set", "lexicon.induce=eflomal", "--set", "patching.table=null"]
     assert command("patch", tmp_path / "g.yaml", *alone).error.startswith(

@@ -25,8 +25,9 @@ VALUES = {"calign": "calign", "colap": "colap", "similarity": "value"}
 def together(run: RunDir, tables: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     """Writes the table `patching_emergence` of a run that has both systems for a model.
 
-    The causal measure is `effect_split` of the setting `seen`, over all targets. The observational ones are means over directions
-    and seeds at each layer, at the grid's first settings; each has the Spearman correlation with the causal one over checkpoints.
+    The causal measure is `effect_split` of the setting `seen`, over all targets, of the checkpoints where all are finished. The
+    observational ones are means over directions and seeds at each layer, at the grid's first settings; each has the Spearman
+    correlation with the causal one over checkpoints.
 
     Returns:
         The table by its name; nothing, and no file, where no model has both.
@@ -44,10 +45,10 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
     import pandas as pd
 
     summary = tables["patching_checkpoints"].to_pandas()
-    seen = summary[(summary["setting"] == "seen") & summary["effect_split"].notna()]
-    seen = seen[~seen["revision"].str.startswith(RANDOM)]
-    # The mean over targets, which stands behind them, or the only one.
-    seen = seen.drop_duplicates(["model", "revision"], keep="last").set_index(["model", "revision"])
+    seen = summary[(summary["setting"] == "seen") & ~summary["revision"].str.startswith(RANDOM)]
+    # The mean over targets, which stands behind them also where some are unfinished and it is null, or the only one.
+    seen = seen.drop_duplicates(["model", "revision"], keep="last").dropna(subset="effect_split")
+    seen = seen.set_index(["model", "revision"])
     found = list[dict[str, Any]]()
     for name, column in VALUES.items():
         if name not in tables:
@@ -56,6 +57,9 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
         for setting in SETTINGS:
             if setting in frame and name != "similarity":
                 frame = frame[frame[setting] == frame[setting].iloc[0]]
+        if name == "similarity":
+            first = frame["k"].dropna().iloc[:1]  # measures without clusterings have none
+            frame = frame[frame["k"].isna() | frame["k"].isin(first)]
         frame["measure"] = frame["measure"] if name == "similarity" else name
         means = (
             frame.groupby(["model", "measure", "layer", "revision"], sort=False)[column].mean().dropna().reset_index()

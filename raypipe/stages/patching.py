@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.errors import ModelError
+from raypipe.errors import ModelError, RunError
 from raypipe.grid import Grid
 from raypipe.gridpatching import source_pairs
 from raypipe.models.locate import Checkpoint
@@ -29,7 +29,7 @@ from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.patching_rows import Outcome, Target
 from raypipe.stages.patching_summary import summarise
 from raypipe.stages.plan import Plan
-from raypipe.stages.prompts import Direction, decoders, read_table, trained_on, vocabulary, wanted
+from raypipe.stages.prompts import Direction, decoders, read_table, trained_on, vocabulary
 from raypipe.stages.shards import torch_device
 
 NAME, VERSION = "patching", 1
@@ -145,9 +145,11 @@ class _Checkpoint:
         self._checkpoint = Checkpoint(**item["checkpoint"])
         model = self._checkpoint.model
         self._trained = trained_on(self._grid, model)
-        self._tokenizer = load_tokenizer(self._checkpoint)
         mark = self._run.mark_at("prompts", f"model={model}")
-        if mark is None or mark.receipt["tokenizer"] != vocabulary(self._tokenizer):
+        if mark is None:
+            raise RunError(f"its input failed: prompts {model}")
+        self._tokenizer = load_tokenizer(self._checkpoint)
+        if mark.receipt["tokenizer"] != vocabulary(self._tokenizer):
             raise ModelError(
                 f"{self._checkpoint.label}: its tokenizer has another vocabulary than that of the model's last revision; give it "
                 "a name of its own in models"
@@ -155,7 +157,11 @@ class _Checkpoint:
         folder = f"patching/prompts/model={model}"
         self._pairs = self._run.read_table(f"{folder}/pairs.parquet").to_pylist()
         self._prompts = self._run.read_table(f"{folder}/prompts.parquet")
-        self._places = {key: i * len(self._pairs) for i, key in enumerate(wanted(self._grid, model))}
+        # The table may hold the prompts of other targets.
+        asked = self._prompts.select(["role", "lang_in", "lang_out"]).to_pylist()[:: len(self._pairs)]
+        self._places = {
+            (row["role"], (row["lang_in"], row["lang_out"])): i * len(self._pairs) for i, row in enumerate(asked)
+        }
         self._concepts = {c.id: c for c in read_table(self._grid).concepts}
         used = sorted({row[f"{role}_concept"] for row in self._pairs for role in ("source", "target", "third")})
         found = token_sets(self._tokenizer, [self._concepts[c].forms for c in used], self._grid.languages)
@@ -253,6 +259,10 @@ class _Checkpoint:
         self._means |= {of_setting: total / np.float32(len(of_setting)) for of_setting, total in sums.items()}
 
     def _rows(self, role: str, pair: Direction, columns: list[str]) -> Any:
+        if (role, pair) not in self._places:
+            raise RunError(
+                f"{role} prompts from {pair[0]} to {pair[1]} are not in the run; run the stage prompts first"
+            )
         return self._prompts.slice(self._places[role, pair], len(self._pairs)).select(columns)
 
     def _prompts_of(self, role: str, pair: Direction) -> list[Any]:

@@ -37,6 +37,7 @@ SOURCE, TARGET, THIRD = "src_unpatched", "tgt_unpatched", "third"
 FLAT = ("curves", "checkpoints", "transitions", "strata")
 COSTS = "costs"
 PLACES = {name: f"patching/{name}.parquet" for name in (*FLAT, COSTS)}
+STEM = [column.name for column in TABLES["patching_checkpoints"][:5]]  # of a checkpoint: model … tokens_seen
 ALL_TARGETS = {"target_in": None, "target_out": None}
 
 
@@ -97,6 +98,8 @@ def summarise(
 def flatten(run: RunDir, grid: Grid, finished: Sequence[Cell]) -> dict[str, pa.Table]:
     """Writes the flat tables from the parts of the finished cells, in grid order, with the means over all targets of a checkpoint.
 
+    A checkpoint that lacks a target has no means; its rows of `checkpoints` over all targets say `unfinished_targets`.
+
     Returns:
         The tables by name (`patching_curves`, ...); nothing where no cell is finished, and no file then.
     """
@@ -107,10 +110,13 @@ def flatten(run: RunDir, grid: Grid, finished: Sequence[Cell]) -> dict[str, pa.T
     by_checkpoint: dict[tuple[str, str], list[Cell]] = {}
     for cell in finished:
         by_checkpoint.setdefault((cell["model"], cell["revision"]), []).append(cell)
+    targets = len(grid.patching.directions(grid.languages))
     for of_checkpoint in by_checkpoint.values():
         for name in FLAT:
             rows[name] += [run.read_table(f"patching/parts/{cell.path}/{name}.parquet") for cell in of_checkpoint]
-        if len(of_checkpoint) > 1:
+        if len(of_checkpoint) < targets:
+            rows["checkpoints"].append(_unfinished(rows["checkpoints"][-len(of_checkpoint) :]))
+        elif targets > 1:
             for name, table in _over_targets(run, grid, of_checkpoint).items():
                 rows[name].append(table)
     tables = {name: pa.concat_tables(of_table).combine_chunks() for name, of_table in rows.items()}
@@ -119,6 +125,14 @@ def flatten(run: RunDir, grid: Grid, finished: Sequence[Cell]) -> dict[str, pa.T
     for name, table in tables.items():
         run.write_table(PLACES[name], table)
     return {f"patching_{name}": table for name, table in tables.items()}
+
+
+def _unfinished(of_targets: Sequence[pa.Table]) -> pa.Table:
+    """The rows over all targets of a checkpoint that lacks some: no figures."""
+    settings = dict.fromkeys(name for table in of_targets for name in table.column("setting").to_pylist())
+    blank = dict.fromkeys(of_targets[0].schema.names) | of_targets[0].select(STEM).slice(0, 1).to_pylist()[0]
+    blank["null_reason"] = "unfinished_targets"
+    return make_table("patching_checkpoints", [blank | {"setting": setting} for setting in settings])
 
 
 def _over_targets(run: RunDir, grid: Grid, cells: Sequence[Cell]) -> dict[str, pa.Table]:
@@ -132,7 +146,7 @@ def _over_targets(run: RunDir, grid: Grid, cells: Sequence[Cell]) -> dict[str, p
         folder = f"patching/parts/{cell.path}"
         tables = {name: run.read_table(f"{folder}/{name}.parquet") for name in ("scores", "answers")}
         each.append(runs_of(grid, tables, cell["target"].split("+")[1]))
-        keys = {name: tables["scores"].column(name)[0].as_py() for name in tables["scores"].schema.names[:5]}
+        keys = {name: tables["scores"].column(name)[0].as_py() for name in STEM}
     weights, keys = _weights(grid, pairs), keys | ALL_TARGETS
     every = list(dict.fromkeys(setting for runs in each for setting in runs))
     common = [setting for setting in every if all(setting in runs for runs in each)]
@@ -324,7 +338,10 @@ def _levels(overlap: FloatArray) -> list[str]:
 
 
 def _with_emergence(table: pa.Table) -> pa.Table:
-    """The table with `emerged` filled: by model, target and setting, over the revisions in the order of their step, else of the grid."""
+    """The table with `emerged` filled: by model, target and setting, over the revisions in the order of their step, else of the grid.
+
+    A checkpoint with `no_room` has not emerged: one that cannot translate at all may stand above its null by next to nothing.
+    """
     rows = table.to_pylist()
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -333,7 +350,9 @@ def _with_emergence(table: pa.Table) -> pa.Table:
     for over_time in groups.values():
         if all(row["step"] is not None for row in over_time):
             over_time.sort(key=lambda row: row["step"])
-        first = emergence([row["effect_split_lo"] for row in over_time])
+        first = emergence(
+            [None if "no_room" in row["null_reason"].split(";") else row["effect_split_lo"] for row in over_time]
+        )
         for i, row in enumerate(over_time):
             row["emerged"] = first is not None and i >= first
     return make_table("patching_checkpoints", rows)

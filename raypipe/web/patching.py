@@ -35,8 +35,10 @@ def draw(tables: Mapping[str, pa.Table]) -> Drawn:
     if "patching_checkpoints" not in tables:
         return Drawn([], [])
     curves, summary = _named(tables["patching_curves"]), _named(tables["patching_checkpoints"])
-    over = _over_targets(summary)
-    charts = [_layers(_over_targets(curves))]
+    over = summary[summary["target"] == _ALL]
+    over = over if len(over) else summary  # there is one target alone
+    curves = curves[curves["target"].isin(over["target"])]
+    charts = [_layers(curves)] if len(curves) else []
     if summary["revision"].nunique() > 1:
         charts.append(_emergence(summary))
     if "patching_emergence" in tables:
@@ -55,12 +57,6 @@ def _named(table: pa.Table) -> pd.DataFrame:
     if frame.loc[~frame["revision"].str.startswith("random:"), "step"].isna().any():
         frame["step"] = frame.groupby("model")["revision"].transform(lambda names: pd.factorize(names)[0])
     return frame
-
-
-def _over_targets(frame: pd.DataFrame) -> pd.DataFrame:
-    """The means over all targets, or the rows of the only one."""
-    over = frame[frame["target"] == _ALL]
-    return over if len(over) else frame
 
 
 def _color(frame: pd.DataFrame) -> alt.Color:
