@@ -460,7 +460,7 @@ def test_products_on_a_gpu_are_summed_in_float32():
     assert switches.allow_fp16_reduced_precision_reduction == before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is absent")
 def test_a_missing_gpu_is_named():
     with pytest.raises(
         ClusteringError, match=r"device cuda: this worker sees no CUDA device; set resources\.gpus_per_work"
@@ -468,7 +468,7 @@ def test_a_missing_gpu_is_named():
         KMeans(2, device="cuda").fit(blobs(10, 3, 2))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU is absent")
 def test_a_gpu_changes_no_bit():
     for X, k, more in ((low_rank(20_000, 200, 60), 300, {}), (unit_rows(blobs(9000, 67, 80)), 90, {"spherical": True})):
         arrays = [X[:7000], X[7000:]]
@@ -791,7 +791,7 @@ def test_the_score_is_the_documented_one():
         assert kmeans_kernels.squared_distance(x, c) == fresh(x, c) == scores(x[None], c[None])[0, 0]
 
 
-@pytest.mark.skipif(not kmeans_bytes.available(), reason="this processor has no AVX-512 VNNI")
+@pytest.mark.skipif(not kmeans_bytes.available(), reason="AVX-512 VNNI is absent")
 @pytest.mark.parametrize("q", [4, 96, 388])
 def test_the_product_of_bytes_is_exact(q):
     random = np.random.default_rng(q)
