@@ -7,7 +7,7 @@
 - cost: token-forwards of a random model of 24 blocks, counted while it runs, against the formulas for the reference.
 - memory: the peak of a process that scores few or many prompts with a large vocabulary.
 
-    python benchmarks/patching.py time --model DIR --table FILE [--pairs 64]
+    python benchmarks/patching.py time --model DIR --table FILE [--pairs 64] [--targets 1]
     python benchmarks/patching.py cost
     python benchmarks/patching.py memory
 """
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--model", help="a saved decoder's directory")
     parser.add_argument("--table", help="a concept table")
     parser.add_argument("--pairs", type=int, default=64, help="concept pairs")
+    parser.add_argument("--targets", type=int, default=len(TARGETS), help="target pairs that share the sources")
     options = parser.parse_args()
     torch.set_num_threads(1)
     {"time": compare, "cost": count, "memory": memory, "peak": peak}[options.what](options)
@@ -67,7 +68,8 @@ class World:
         drawn = [rng.choice(len(concepts), 2 + 2 * SHOTS, replace=False) for _ in range(options.pairs)]
         self.pairs = [[concepts[at] for at in draw] for draw in drawn]
         of_source, of_target = slice(2 + SHOTS, None), slice(2, 2 + SHOTS)
-        self.targets = {pair: self.prompts(1, of_target, *pair) for pair in TARGETS}
+        targets = TARGETS[: options.targets]
+        self.targets = {pair: self.prompts(1, of_target, *pair) for pair in targets}
         sets = token_sets(self.tokenizer, [c.forms for pair in self.pairs for c in pair[:2]], LANGUAGES)
         ids = [
             sum((sets[at][lang] for lang in LANGUAGES for at in (2 * row, 2 * row + 1)), ())
@@ -76,8 +78,8 @@ class World:
         self.wanted = [np.unique(of_row) for of_row in ids]
         others = sorted({*LANGUAGES} - {"en", *TARGETS[0]})
         self.seen = list(permutations(others, 2))
-        copying = [("en", "en"), *((out, out) for _, out in TARGETS)]
-        self.sources = {pair: self.prompts(0, of_source, *pair) for pair in (*self.seen, *TARGETS, *copying)}
+        copying = [("en", "en"), *((out, out) for _, out in targets)]
+        self.sources = {pair: self.prompts(0, of_source, *pair) for pair in (*self.seen, *targets, *copying)}
 
     def prompts(self, which: int, shots: slice, into: str, out: str) -> list[Prompt]:
         texts = [
@@ -170,11 +172,11 @@ def compare(options: Any) -> None:
     world = World(options)
     hooks, patcher = (
         Hooks(world.model, world.tokenizer),
-        Patcher(world.model, world.tokenizer, path="fast", batch=BATCH),
+        Patcher(world.model, world.tokenizer, path="fast"),
     )
     blocks, clock, fast = range(len(hooks.blocks)), Clock(), Clock()
     theirs, ours = [], []
-    for target in TARGETS:
+    for target in world.targets:
         with torch.inference_mode():
             seen = clock("seen", lambda: np.mean([hooks.read(world.sources[pair]) for pair in world.seen], axis=0))
             asked, own = world.targets[target], world.sources[target]
@@ -187,7 +189,7 @@ def compare(options: Any) -> None:
                 theirs += clock("patched", lambda s=states, a=asked: [hooks.run(a, s, j) for j in blocks])
     seen = fast("seen", lambda: np.mean([patcher.read(world.sources[pair]) for pair in world.seen], axis=0))
     english = fast("other sources", lambda: patcher.read(world.sources["en", "en"]))
-    for target in TARGETS:
+    for target in world.targets:
         copied = fast("other sources", lambda out=target[1]: patcher.read(world.sources[out, out]))
         clean = fast("clean", lambda own=world.sources[target]: patcher.unpatched(own, world.wanted, ANSWER))
         settings = [seen, clean.states, None, english, copied]
@@ -201,7 +203,7 @@ def compare(options: Any) -> None:
             same += scored.answers[row].tolist() == new[row][: len(scored.answers[row])]
     print(
         f"{options.pairs} concept pairs, {len(blocks)} blocks, 5 settings, {len(world.seen)} pairs of source languages, "
-        f"{len(TARGETS)} target pairs, batches of {BATCH}, one thread"
+        f"{len(world.targets)} target pairs, batches of {BATCH}, one thread"
     )
     print(f"hooks: {clock}\nours: {fast}")
     once = clock.total - clock.parts["clean"] * (1 - 1 / len(blocks))

@@ -66,11 +66,11 @@ def tiny(kind: str, **changed: Any) -> Any:
 
 
 def made_up() -> tuple[list[Prompt], np.ndarray]:
-    """Prompts of different lengths before and behind the word, and one setting's states for each."""
+    """Prompts of different lengths before and behind the word, and one setting's states of all blocks but the last for each."""
     rng = np.random.default_rng(1)
     sizes = [(20, 4), (25, 4), (12, 4), (12, 3), (30, 3), (17, 4)]
     prompts = [Prompt(rng.integers(3, VOCABULARY, size=size), size - 1 - behind) for size, behind in sizes]
-    return prompts, rng.normal(size=(len(prompts), L, D)).astype(np.float32)
+    return prompts, rng.normal(size=(len(prompts), L - 1, D)).astype(np.float32)
 
 
 ALL = [np.arange(VOCABULARY)] * 6
@@ -79,8 +79,12 @@ ALL = [np.arange(VOCABULARY)] * 6
 def naive(
     model: Any, prompt: Prompt, states: np.ndarray | None, start: int
 ) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """Log-probabilities behind the prompt, the answer, and the clean block outputs: the whole prompt for every piece."""
+    """Log-probabilities behind the prompt, the answer, and the block outputs but the last: the whole prompt for every piece.
+
+    The last block's output is replaced too, by what was never asked for: nothing reads it.
+    """
     blocks = Causal(model).blocks
+    states = None if states is None else np.concatenate([states, np.full((1, D), 3, np.float32)])
     seen: dict[int, torch.Tensor] = {}
 
     def hook(at: int) -> Any:
@@ -103,7 +107,7 @@ def naive(
     for handle in hooks:
         handle.remove()
     assert first is not None
-    return first.numpy(), answer, torch.stack([seen[at] for at in range(L)]).numpy()
+    return first.numpy(), answer, torch.stack([seen[at] for at in range(L - 1)]).numpy()
 
 
 def near(a: Any, b: Any, tolerance: float = 1e-4) -> bool:
@@ -148,7 +152,7 @@ def test_the_last_layer_changes_nothing_when_it_is_run(kind: str) -> None:
             CachedRun(causal, ids, torch.ones_like(ids), prompt.position, 0),
             HookedRun(causal, ids, prompt.position),
         ):
-            ready = run.prepare(torch.ones(1, L, D))
+            ready = run.prepare(torch.ones(1, L - 1, D))
             patched = run.patched(L - 1, ready)
             assert near([patched.log_softmax(1)], [run.logits.log_softmax(1)], 1e-5)
             assert not near([run.patched(L - 2, ready).log_softmax(1)], [run.logits.log_softmax(1)], 1e-3)
@@ -179,7 +183,7 @@ def test_states_of_a_cut_prompt_are_those_of_the_whole(path: Any) -> None:
     assert ran is not None
     assert near([read], [ran], 1e-5)
     assert np.abs(read - ran).max() <= 1e-6 * np.abs(ran).max()
-    assert [len(np.unique(read[:, layer], axis=0)) for layer in range(L)] == [len(prompts)] * L
+    assert [len(np.unique(read[:, layer], axis=0)) for layer in range(L - 1)] == [len(prompts)] * (L - 1)
 
 
 def test_a_subset_of_layers_keeps_its_order() -> None:
@@ -199,13 +203,13 @@ def test_token_forwards_are_those_of_the_formulas() -> None:
     # N = 6 prompts of P = 20 pieces, S = 5 behind the word, Q = 15, G = 4, M = 2, L = 4.
     rng = np.random.default_rng(0)
     prompts = [Prompt(rng.integers(VOCABULARY, size=20), 14) for _ in range(6)]
-    states = rng.normal(size=(2, 6, L, D)).astype(np.float32)
+    states = rng.normal(size=(2, 6, L - 1, D)).astype(np.float32)
     patcher = Patcher(tiny("llama", eos_token_id=None), words(*(f"w{at}" for at in range(VOCABULARY))), batch=4)
     assert sum(patcher.token_forwards.values()) == 0  # trying the paths is not counted
     patcher.read(prompts)
     patcher.patched(prompts, states, ALL, 4)
-    # source N Q = 90; clean N P + N (G-1) = 138; slots M N = 12; patched M N [S (L-1)/2 + (L-1)(G-1)] = 12 (7.5 + 9) = 198
-    assert patcher.token_forwards == {"source": 90, "clean": 138, "slots": 12, "patched": 198}
+    # source N Q (L-1)/L = 67.5, rounded up; clean N P + N (G-1) = 138; slots M N = 12; patched M N [S (L-1)/2 + (L-1)(G-1)] = 12 (7.5 + 9) = 198
+    assert patcher.token_forwards == {"source": 68, "clean": 138, "slots": 12, "patched": 198}
 
 
 # --- a model set by hand ---------------------------------------------------------------------------------------------
@@ -419,7 +423,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match=r"^prompt of 3 pieces: position 3 is outside; expected 0 or more$"):
         Prompt(np.arange(3), 3)
     with pytest.raises(
-        InputError, match=r"^path quick, batch 32: expected a path of auto, fast, hook and a batch above 0$"
+        InputError, match=r"^path quick, batch 16: expected a path of auto, fast, hook and a batch above 0$"
     ):
         Patcher(tiny("llama"), tokenizer(), path="quick")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^path auto, batch 0: expected"):
@@ -433,7 +437,7 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         patcher.patched([Prompt(np.arange(3), 2)], [states[:1]], ALL[:1])
     with pytest.raises(
-        InputError, match=r"^states to put in: shape \(5, 4, 16\), expected \(6, 4, 16\) \(prompts, blocks, width\)$"
+        InputError, match=r"^states to put in: shape \(5, 3, 16\), expected \(6, 3, 16\) \(prompts, blocks but the last, width\)$"
     ):
         patcher.patched(prompts, [states[:5]], ALL)
     room = tiny("llama").config.max_position_embeddings

@@ -109,17 +109,23 @@ class Causal:
                 hook.remove()
 
     @contextmanager
-    def skipping(self, count: int, state: torch.Tensor) -> Iterator[None]:
-        """The first `count` blocks do not run while this lasts; `state` [B, T, D] is what the last of them puts out."""
-        output = (state, *[None] * self._others) if self._others else state
-        held = [block.forward for block in self.blocks[:count]]
-        for block in self.blocks[:count]:
-            block.forward = lambda *_args, **_kwargs: output
-        self._skipped = count
+    def skipping(self, blocks: slice, state: torch.Tensor | None = None) -> Iterator[None]:
+        """Some blocks do not run while this lasts; each puts out `state` [B, T, D], or without one what it is given."""
+
+        def put_out(*args: Any, **kwargs: Any) -> Any:
+            given = args[0] if args else kwargs["hidden_states"]
+            output = given if state is None else state
+            return (output, *[None] * self._others) if self._others else output
+
+        skipped = self.blocks[blocks]
+        held = [block.forward for block in skipped]
+        for block in skipped:
+            block.forward = put_out
+        self._skipped = len(skipped)
         try:
             yield
         finally:
-            for block, forward in zip(self.blocks, held, strict=False):
+            for block, forward in zip(skipped, held, strict=True):
                 block.forward = forward
             self._skipped = 0
 

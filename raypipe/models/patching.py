@@ -2,7 +2,8 @@
 
 Source: specification of concept patching, sections 2.5 to 2.10 and 3, after Dumas et al. (arXiv 2411.08745) and Körner et al.
 (arXiv 2601.22851). Axes: n prompts, P pieces of a prompt, m wanted pieces, L blocks, d the model's width. A start layer j is 0..L-1:
-the outputs of blocks j, j+1, ..., L-1 are replaced, all at once.
+the outputs of blocks j, j+1, ..., L-1 are replaced, all at once. What the last block puts out at a word is read by no later position, so
+it is neither read from the sources nor replaced.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Scored(NamedTuple):
         logprobs: per prompt the log-probability of each wanted piece as the next one, [m], from a float32 log-softmax.
         answers: per prompt the new pieces, greedily chosen, int32; they end with the first whose text holds a closing quote or a
             newline, with an end-of-text piece, or after as many as were asked for.
-        states: [n, L, d], block outputs at the position; None of a patched run.
+        states: [n, L - 1, d], block outputs at the position but the last, which nothing behind it reads; None of a patched run.
     """
 
     logprobs: list[Floats]
@@ -80,7 +81,7 @@ class Patcher:
         tokenizer: its tokenizer.
         path: `auto` takes the fast path if it equals the hook path on this model, tried here in float32, else the hook path; `fast`
             takes it or raises; `hook` tries nothing.
-        batch: prompts that run together. Results differ by it in the last bits only.
+        batch: prompts that run together, patched ones with the states of all settings at once. Results differ by it in the last bits only.
 
     Attributes:
         path: `fast` or `hook`.
@@ -93,7 +94,7 @@ class Patcher:
         InputError: an unknown path, or no prompt in a batch.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, path: Path = "auto", batch: int = 32):
+    def __init__(self, model: Any, tokenizer: Any, *, path: Path = "auto", batch: int = 16):
         from raypipe.models.causal import Causal
 
         if path not in get_args(Path) or batch < 1:
@@ -118,23 +119,27 @@ class Patcher:
         return {part: -(-self._causal.work[part] // self.blocks) for part in ("source", "clean", "slots", "patched")}
 
     def read(self, prompts: Sequence[Prompt]) -> Floats:
-        """Block outputs at each prompt's position, [n, L, d]; what stands behind it is not run.
+        """Block outputs at each prompt's position, [n, L - 1, d]; neither the last block, whose output there nothing reads, nor what
+        stands behind the position is run.
 
         Raises:
             InputError: a prompt is longer than the model's positions.
         """
         import torch
 
-        found = np.empty((len(prompts), self.blocks, self.width), np.float32)
+        found = np.empty((len(prompts), self.blocks - 1, self.width), np.float32)
         cut = [Prompt(prompt.ids[: prompt.position + 1], prompt.position) for prompt in prompts]
         self._causal.part = "source"
         for rows in self._plan(cut, 0):
+            # Padding behind a prompt changes nothing before it, and without a mask attention takes half the work.
+            ids, mask = self._side_by_side([cut[row] for row in rows], left=False)
+            at = torch.arange(len(rows)), mask.sum(1).cpu() - 1
             kept: list[torch.Tensor] = []
-            looks = dict.fromkeys(range(self.blocks), lambda state, kept=kept: kept.append(state[:, -1].float()))
-            ids, mask = self._side_by_side([cut[row] for row in rows])
-            with self._causal.hooked(looks):
-                self._causal(ids, mask, head=False)
-            found[rows] = torch.stack(kept, dim=1).cpu().numpy()
+            looks = dict.fromkeys(range(self.blocks - 1), lambda state, kept=kept, at=at: kept.append(state[at].float()))
+            with self._causal.hooked(looks), self._causal.skipping(slice(self.blocks - 1, None)):
+                self._causal(ids, torch.ones_like(mask), head=False)
+            for block, state in enumerate(kept):
+                found[rows, block] = state.cpu().numpy()
         return found
 
     def unpatched(self, prompts: Sequence[Prompt], wanted: Sequence[Ints], generate: int = 0) -> Scored:
@@ -166,7 +171,7 @@ class Patcher:
 
         Args:
             prompts: n prompts, each with something behind its position.
-            states: per setting the block outputs to put in, float32 [n, L, d]; None puts in the prompt's own, of the clean run.
+            states: per setting the block outputs to put in, float32 [n, L - 1, d]; None puts in the prompt's own, of the clean run.
             wanted: per prompt the pieces whose log-probability is kept, [m].
             generate: most new pieces of an answer.
             layers: the start layers; None takes all, 0..L-1.
@@ -183,10 +188,10 @@ class Patcher:
             raise InputError(f"layers {chosen}: expected some of 0 to {self.blocks - 1}")
         if any(prompt.position + 1 == len(prompt.ids) for prompt in prompts):
             raise InputError("a prompt ends with the word that is patched; expected pieces behind its position")
-        shape = (len(prompts), self.blocks, self.width)
+        shape = (len(prompts), self.blocks - 1, self.width)
         for setting in states:
             if setting is not None and setting.shape != shape:
-                raise InputError(f"states to put in: shape {setting.shape}, expected {shape} (prompts, blocks, width)")
+                raise InputError(f"states to put in: shape {setting.shape}, expected {shape} (prompts, blocks but the last, width)")
         return self._score(prompts, states, wanted, generate, chosen)[1]
 
     def _score(
@@ -202,7 +207,7 @@ class Patcher:
         if len(wanted) != len(prompts):
             raise InputError(f"{len(wanted)} lists of wanted pieces for {len(prompts)} prompts; expected one each")
         last = self.blocks - 1
-        own = np.empty((len(prompts), self.blocks, self.width), np.float32)
+        own = np.empty((len(prompts), last, self.width), np.float32)
         clean = _room_for(wanted, generate, own)
         found = [[clean if j == last else _room_for(wanted, generate) for j in layers] for _ in states]
         for rows in self._plan(prompts, generate):
@@ -211,38 +216,47 @@ class Patcher:
                 run = self._run([prompts[row] for row in rows], generate)
                 ids = [wanted[row] for row in rows]
                 own[rows] = run.states.float().cpu().numpy()
-                self._listen(run, run.logits, ids, generate if last in layers else 0, clean, rows)
+                self._listen(run, run.logits, ids, generate if last in layers else 0, [clean], rows)
+                if not found or set(layers) <= {last}:
+                    continue
                 self._causal.part = "slots"
-                prepared = []
-                for setting in states if set(layers) - {last} else ():
-                    new = run.states if setting is None else torch.from_numpy(setting[rows]).to(run.states)
-                    prepared.append(run.prepare(new))
+                new = [run.states if of is None else torch.from_numpy(of[rows]).to(run.states) for of in states]
+                run.repeat(len(new))
+                ready = run.prepare(torch.cat(new))
                 self._causal.part = "patched"
                 # Descending: a run with a lower start overwrites what one with a higher start reads.
                 for j in sorted(set(layers) - {last}, reverse=True):
-                    for of_setting, ready in zip(found, prepared, strict=True):
-                        self._listen(run, run.patched(j, ready), ids, generate, of_setting[layers.index(j)], rows)
+                    into = [of_setting[layers.index(j)] for of_setting in found]
+                    self._listen(run, run.patched(j, ready), ids, generate, into, rows)
         return clean, found
 
     def _listen(
-        self, run: Run, logits: torch.Tensor, wanted: Sequence[Ints], generate: int, into: Scored, rows: list[int]
+        self,
+        run: Run,
+        logits: torch.Tensor,
+        wanted: Sequence[Ints],
+        generate: int,
+        into: Sequence[Scored],
+        rows: list[int],
     ) -> None:
-        """Keeps what is wanted of the logits [B, V], and lets the answers go on from them."""
+        """Keeps what is wanted of the logits [M B, V] of M runs of the same rows, and lets the answers go on from them."""
         import torch
 
-        counts = [len(ids) for ids in wanted]
-        row = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)).to(logits.device)
-        piece = torch.from_numpy(np.concatenate([np.asarray(ids, np.int64) for ids in wanted])).to(logits.device)
+        counts = [len(ids) for ids in wanted] * len(into)
+        row = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(logits.device)
+        ids = np.concatenate([np.asarray(of, np.int64) for of in wanted])
+        piece = torch.from_numpy(np.tile(ids, len(into))).to(logits.device)
         kept = logits.log_softmax(dim=-1)[row, piece].cpu().numpy()
         if np.isnan(kept).any():
             raise ModelError(
                 f"{type(self._causal.model).__name__}: its logits are not numbers; is the checkpoint whole?"
             )
-        for index, values in zip(rows, np.split(kept, np.cumsum(counts)[:-1]), strict=True):
-            into.logprobs[index][:] = values
-        for index, answer in zip(rows, self._greedy(run, logits, generate), strict=True):
-            into.answers[index] = into.answers[index][: len(answer)]
-            into.answers[index][:] = answer
+        places = [(of_run, index) for of_run in into for index in rows]
+        found = zip(np.split(kept, np.cumsum(counts)[:-1]), self._greedy(run, logits, generate), strict=True)
+        for (of_run, index), (values, answer) in zip(places, found, strict=True):
+            of_run.logprobs[index][:] = values
+            of_run.answers[index] = of_run.answers[index][: len(answer)]
+            of_run.answers[index][:] = answer
 
     def _greedy(self, run: Run, logits: torch.Tensor, generate: int) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in logits]
@@ -289,15 +303,15 @@ class Patcher:
             rows = list(same)
             yield from (rows[start : start + self._batch] for start in range(0, len(rows), self._batch))
 
-    def _side_by_side(self, prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask, int64 [B, T], padded on the left."""
+    def _side_by_side(self, prompts: list[Prompt], *, left: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask, int64 [B, T], padded on the left, or on the right."""
         import torch
 
         longest = max(len(prompt.ids) for prompt in prompts)
         both = np.zeros((2, len(prompts), longest), np.int64)
         for row, prompt in enumerate(prompts):
-            both[0, row, longest - len(prompt.ids) :] = prompt.ids
-            both[1, row, longest - len(prompt.ids) :] = 1
+            start = longest - len(prompt.ids) if left else 0
+            both[:, row, start : start + len(prompt.ids)] = prompt.ids, np.ones_like(prompt.ids)
         ids, mask = torch.from_numpy(both).to(self._causal.model.device)
         return ids, mask
 

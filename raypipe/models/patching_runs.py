@@ -25,14 +25,17 @@ class Run(Protocol):
 
     Attributes:
         logits: float32 [B, V], of the clean run behind the last position.
-        states: [B, L, D], its block outputs at p.
+        states: [B, L - 1, D], its block outputs at p but the last, which no later position reads.
     """
 
     logits: torch.Tensor
     states: torch.Tensor
 
+    def repeat(self, count: int) -> None:
+        """Lets every prompt stand `count` times from now on, one whole batch after the other: B becomes `count` times as many."""
+
     def prepare(self, states: torch.Tensor) -> Any:
-        """What `patched` needs of one setting's states, [B, L, D]."""
+        """What `patched` needs of one setting's states, [B, L - 1, D]."""
 
     def patched(self, start: int, prepared: Any) -> torch.Tensor:
         """Logits float32 [B, V] with the outputs of blocks `start`, `start` + 1, ... at p replaced."""
@@ -70,6 +73,9 @@ class _Slots(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         return self._place.at
 
+    def repeat(self, count: int) -> None:
+        self.keys, self.values = self.keys.repeat(count, 1, 1, 1), self.values.repeat(count, 1, 1, 1)
+
     def take(self, at: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.keys[:, :, at].clone(), self.values[:, :, at].clone()
 
@@ -103,8 +109,15 @@ class CachedRun:
 
         with causal.hooked({block: keep(block) for block in range(len(self._slots))}):
             self.logits = self._forward(ids)
-        self.states = torch.stack([kept[block][:, 0] for block in range(len(self._slots))], dim=1)
+        self.states = torch.stack([kept[block][:, 0] for block in range(len(self._slots) - 1)], dim=1)
         self._suffix = [kept[block][:, 1:] for block in range(len(self._slots))]
+
+    def repeat(self, count: int) -> None:
+        """As `Run`."""
+        self._ids, self._mask = self._ids.repeat(count, 1), self._mask.repeat(count, 1)
+        self._suffix = [state.repeat(count, 1, 1) for state in self._suffix]
+        for layer in self._slots:
+            layer.repeat(count)
 
     def prepare(self, states: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Slot p of every block when the outputs of all blocks before it are `states`."""
@@ -123,7 +136,7 @@ class CachedRun:
         for layer, slot in zip(self._slots[start + 1 :], prepared[start + 1 :], strict=True):
             layer.put(self._p, slot)
         self._place.at = self._p + 1
-        with self._causal.skipping(start + 1, self._suffix[start]):
+        with self._causal.skipping(slice(start + 1), self._suffix[start]):
             return self._forward(self._ids[:, self._p + 1 :])
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
@@ -150,6 +163,10 @@ class HookedRun:
         self._causal, self._prompt, self._p = causal, ids, p
         self.states = torch.empty(0)
         self.logits = self.patched(0, None)
+
+    def repeat(self, count: int) -> None:
+        """As `Run`."""
+        self._prompt = self._prompt.repeat(count, 1)
 
     def prepare(self, states: torch.Tensor) -> torch.Tensor:
         """As `Run`."""
@@ -179,7 +196,7 @@ class HookedRun:
 
             return at_p
 
-        with self._causal.hooked({block: look(block) for block in range(self._start, len(self._causal.blocks))}):
+        with self._causal.hooked({block: look(block) for block in range(self._start, len(self._causal.blocks) - 1)}):
             logits = self._causal(self._ids, torch.ones_like(self._ids))
         if not self.states.numel():
             self.states = torch.stack([kept[block] for block in range(len(kept))], dim=1)

@@ -32,7 +32,7 @@ from raypipe.stages.plan import Plan
 from raypipe.stages.prompts import Direction, decoders, read_table, trained_on, vocabulary
 from raypipe.stages.shards import torch_device
 
-NAME, VERSION = "patching", 1
+NAME, VERSION = "patching", 2
 FIELDS = (
     "languages",
     "patching.settings",
@@ -44,7 +44,7 @@ FIELDS = (
 )
 THIRD = "third"
 Sources = tuple[Direction, ...]
-States = NDArray[np.float32]  # [pairs, L, d]
+States = NDArray[np.float32]  # [pairs, L - 1, d]
 
 
 def cells(plan: Plan, prompts: list[Cell]) -> list[Cell]:
