@@ -1,6 +1,6 @@
 """Concept patching: our fast path against a faithful hook implementation, its cost against the formulas, its memory.
 
-- time: both patch the same prompts of a trained decoder, one thread, the same batches. The hook implementation does as the public
+- time: both patch the same prompts of a trained decoder, one thread. The hook implementation does as the public
   reference does: a hook on every block from the start layer on, one run of the whole prompt per start layer for the
   probabilities of the whole vocabulary, and one more for the answer; it runs the unpatched prompts once per start layer too,
   which is also shown without.
@@ -203,7 +203,7 @@ def compare(options: Any) -> None:
             same += scored.answers[row].tolist() == new[row][: len(scored.answers[row])]
     print(
         f"{options.pairs} concept pairs, {len(blocks)} blocks, 5 settings, {len(world.seen)} pairs of source languages, "
-        f"{len(world.targets)} target pairs, batches of {BATCH}, one thread"
+        f"{len(world.targets)} target pairs, one thread"
     )
     print(f"hooks: {clock}\nours: {fast}")
     once = clock.total - clock.parts["clean"] * (1 - 1 / len(blocks))

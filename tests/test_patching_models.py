@@ -208,7 +208,8 @@ def test_token_forwards_are_those_of_the_formulas() -> None:
     assert sum(patcher.token_forwards.values()) == 0  # trying the paths is not counted
     patcher.read(prompts)
     patcher.patched(prompts, states, ALL, 4)
-    # source N Q (L-1)/L = 67.5, rounded up; clean N P + N (G-1) = 138; slots M N = 12; patched M N [S (L-1)/2 + (L-1)(G-1)] = 12 (7.5 + 9) = 198
+    # source N Q (L-1)/L = 67.5, rounded up
+    # clean N P + N (G-1) = 138; slots M N = 12; patched M N [S (L-1)/2 + (L-1)(G-1)] = 12 (7.5 + 9) = 198
     assert patcher.token_forwards == {"source": 68, "clean": 138, "slots": 12, "patched": 198}
 
 
@@ -437,7 +438,8 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         patcher.patched([Prompt(np.arange(3), 2)], [states[:1]], ALL[:1])
     with pytest.raises(
-        InputError, match=r"^states to put in: shape \(5, 3, 16\), expected \(6, 3, 16\) \(prompts, blocks but the last, width\)$"
+        InputError,
+        match=r"^states to put in: shape \(5, 3, 16\), expected \(6, 3, 16\) \(prompts, blocks but the last, width\)$",
     ):
         patcher.patched(prompts, [states[:5]], ALL)
     room = tiny("llama").config.max_position_embeddings

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +323,27 @@ def test_after_an_interruption_the_tables_are_the_same_bytes(
     shutil.rmtree(tmp_path / "run/patching/parts/model=tiny/revision=step-10")
     again = raypipe.run(patching_world.grid(), tmp_path / "run", "inprocess")
     assert files(again.path) == expected
+
+
+def test_drivers_killed_between_their_targets_cost_no_byte(
+    finished: raypipe.Run, patching_world: World, tmp_path: Path
+) -> None:
+    """T15: kill -9 a random moment after each of the first two targets; the next driver goes on from there."""
+    (tmp_path / "g.yaml").write_text(patching_world.grid().to_yaml())
+    command = [sys.executable, "-m", "raypipe.cli", "patch", str(tmp_path / "g.yaml"), "--address", "inprocess"]
+    draw, done = random.Random(time.time_ns()), 0
+    for _ in range(2):
+        driver = subprocess.Popen([*command, "--run", str(tmp_path / "run")], stdout=subprocess.DEVNULL)
+        before = done
+        while driver.poll() is None and done == before:
+            time.sleep(0.01)
+            done = len(list((tmp_path / "run/_done/patching").rglob("*.json")))
+        time.sleep(draw.uniform(0, 0.1))
+        driver.kill()
+        assert driver.wait() == -signal.SIGKILL
+    again = raypipe.run(patching_world.grid(), tmp_path / "run", "inprocess")
+    assert files(again.path) == files(finished.path)
+    assert not list(again.path.rglob("*.tmp"))
 
 
 def test_targets_are_added_and_settings_are_not(finished: raypipe.Run, patching_world: World, tmp_path: Path) -> None:

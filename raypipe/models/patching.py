@@ -119,8 +119,7 @@ class Patcher:
         return {part: -(-self._causal.work[part] // self.blocks) for part in ("source", "clean", "slots", "patched")}
 
     def read(self, prompts: Sequence[Prompt]) -> Floats:
-        """Block outputs at each prompt's position, [n, L - 1, d]; neither the last block, whose output there nothing reads, nor what
-        stands behind the position is run.
+        """Block outputs at each prompt's position but the last, [n, L - 1, d]; neither that block nor what stands behind is run.
 
         Raises:
             InputError: a prompt is longer than the model's positions.
@@ -135,7 +134,9 @@ class Patcher:
             ids, mask = self._side_by_side([cut[row] for row in rows], left=False)
             at = torch.arange(len(rows)), mask.sum(1).cpu() - 1
             kept: list[torch.Tensor] = []
-            looks = dict.fromkeys(range(self.blocks - 1), lambda state, kept=kept, at=at: kept.append(state[at].float()))
+            looks = dict.fromkeys(
+                range(self.blocks - 1), lambda state, kept=kept, at=at: kept.append(state[at].float())
+            )
             with self._causal.hooked(looks), self._causal.skipping(slice(self.blocks - 1, None)):
                 self._causal(ids, torch.ones_like(mask), head=False)
             for block, state in enumerate(kept):
@@ -191,7 +192,9 @@ class Patcher:
         shape = (len(prompts), self.blocks - 1, self.width)
         for setting in states:
             if setting is not None and setting.shape != shape:
-                raise InputError(f"states to put in: shape {setting.shape}, expected {shape} (prompts, blocks but the last, width)")
+                raise InputError(
+                    f"states to put in: shape {setting.shape}, expected {shape} (prompts, blocks but the last, width)"
+                )
         return self._score(prompts, states, wanted, generate, chosen)[1]
 
     def _score(
