@@ -303,7 +303,7 @@ def test_a_line_without_a_source_is_lost_and_counted(desk: Desk) -> None:
 
 
 def test_a_shard_in_which_no_line_has_a_source(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raypipe.stages.extract.shard_points", lambda *_: 1)  # a line for each shard
+    monkeypatch.setattr("raypipe.stages.extract.shard_aim", lambda *_: 1)  # a line for each shard
     grid = desk.grid(LINES, {}, "t5", states={"source": "pair", "also": "sentences"}, concepts={"k": 1})
     run = ran(grid, desk.place / "run")
     assert len(places(run, "en~en-de", "t5", "decoder")) == 13

@@ -24,7 +24,7 @@ from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side
 from raypipe.stages.shards import Worker
 
-NAME, VERSION = "extract", 3
+NAME, VERSION = "extract", 4
 WORDS, SENTENCES, NEURONS = "words", "sentences", "neurons"
 STAGE_OF = {WORDS: NAME, SENTENCES: SENTENCES, NEURONS: NEURONS}
 KIND_OF = {stage: kind for kind, stage in STAGE_OF.items()}
@@ -38,8 +38,9 @@ FIELDS = (
     "dtype.store",
     "resources.threads",
 )
-SHARD_BYTES = 128 * 2**20  # float32 states of all layers that a shard aims at
-SMALLEST_SHARD = 1024  # points
+SHARD_BYTES = 128 * 2**20  # float32 states of all layers that a shard has at most, about
+SHARDS = 16  # a text has as many at least, so that the workers end at about the same time
+SMALLEST_SHARD = 512  # points; about what fills a batch
 CPU_BUDGET = 1024  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
 
 
@@ -84,10 +85,16 @@ def _source(plan: Plan, side: Side, model: str, component: str) -> list[Side]:
     return [plan.corpus_of(side._replace(language=side.other))]
 
 
-def shard_points(plan: Plan, model: str, component: str) -> int:
-    """Points that a shard of a model's component aims at; independent of the layers asked for."""
+def largest_shard(plan: Plan, model: str, component: str) -> int:
+    """Points that a shard of a model's component may have, about; independent of the layers asked for."""
     facts = plan.facts[model]
     return max(SMALLEST_SHARD, SHARD_BYTES // ((facts.layers_of[component] + 1) * facts.width * 4))
+
+
+def shard_aim(points: int, largest: int) -> int:
+    """Points, or sentences where they are more, that each shard of a text aims at: all alike, and at most `largest`."""
+    shards = max(-(-points // largest), min(SHARDS, points // SMALLEST_SHARD), 1)
+    return max(1, -(-points // shards))
 
 
 class Shard(NamedTuple):
@@ -190,7 +197,7 @@ def _groups(context: Context, left: list[Cell]) -> list[_Group]:
         by_state[cell.path][KIND_OF[cell.stage]] = cell
     cuts = _cut_texts(context, left)
     return [
-        _Group(_grown(context, cells), cuts[_aim(context.plan, next(iter(cells.values())))])
+        _Group(_grown(context, cells), cuts[_text(context.plan, next(iter(cells.values())))])
         for cells in by_state.values()
     ]
 
@@ -215,19 +222,20 @@ def _side(plan: Plan, cell: Cell) -> Side:
     return next(side for side in plan.sides(cell["model"], cell["component"]) if side.name == cell["lang"])
 
 
-def _aim(plan: Plan, cell: Cell) -> tuple[str, int]:
-    """What decides a cell's shards: the side whose points it reads and how many one aims at."""
-    return plan.corpus_of(_side(plan, cell)).name, shard_points(plan, cell["model"], cell["component"])
+def _text(plan: Plan, cell: Cell) -> tuple[str, int]:
+    """What decides a cell's shards: the side whose points it reads and how many one may have."""
+    return plan.corpus_of(_side(plan, cell)).name, largest_shard(plan, cell["model"], cell["component"])
 
 
 def _cut_texts(context: Context, left: list[Cell]) -> dict[tuple[str, int], list[Shard]]:
-    """The shards of every side's text for every aim; its occurrences are read once, and one at a time is held."""
+    """The shards of every side's text for every bound; its occurrences are read once, and one at a time is held."""
     found: dict[tuple[str, int], list[Shard]] = {}
-    for side, aims in groupby(sorted({_aim(context.plan, cell) for cell in left}), itemgetter(0)):
+    for side, texts in groupby(sorted({_text(context.plan, cell) for cell in left}), itemgetter(0)):
         place = f"corpus/lang={side}/occurrences.parquet"
         sentences = context.run.read_table(place, ["sentence"]).column(0).to_numpy()
         lines = context.receipt("corpus", f"lang={side}")["lines"]
-        found |= {aim: cut_shards(sentences, lines, aim[1]) for aim in aims}
+        for text in texts:
+            found[text] = cut_shards(sentences, lines, shard_aim(max(len(sentences), lines), text[1]))
     return found
 
 
