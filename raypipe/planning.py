@@ -17,7 +17,7 @@ from raypipe.science.occurrences import Places
 from raypipe.stages import prompts
 from raypipe.stages.concepts import costs, scopes
 from raypipe.stages.corpus import Sentences, choose_words, linked_texts, reasons
-from raypipe.stages.extract import largest_shard, shard_aim
+from raypipe.stages.extract import shard_aim, shard_sizes
 from raypipe.stages.plan import Plan, Side, make_plan
 from raypipe.stages.shards import naming_lines
 from raypipe.stages.spread import EXACT, Clustering, memory_needed, places
@@ -150,13 +150,13 @@ def _clusterings(plan: Plan, languages: dict[str, dict[str, int]]) -> dict[str, 
     cells: list[Clustering] = []
     for checkpoint, part in plan.cells_of_models():
         facts, layers = plan.facts[checkpoint.model], len(plan.layers[checkpoint.model, part])
-        largest = largest_shard(plan, checkpoint.model, part)
+        sizes = shard_sizes(plan, checkpoint.model, part)
         weights = 4 * (facts.parameters + facts.vocab * facts.width)
         # states, their Arrow columns, and the file being written
-        peak = max(peak, weights + 3 * largest * layers * facts.width * 4)
+        peak = max(peak, weights + 3 * sizes[1] * layers * facts.width * 4)
         for scope in scopes(plan, checkpoint.model, part):
             points = [languages[plan.corpus_of(side).name]["points"] for side in scope]
-            shards = sum(-(-n // shard_aim(n, largest)) for n in points)
+            shards = sum(-(-n // shard_aim(n, *sizes)) for n in points)
             kinds = product(settings.k, settings.algorithm)
             some = [Clustering(sum(points), facts.width, k, shards, algorithm) for k, algorithm in kinds]
             cells += some * (len(settings.seeds) * layers)

@@ -24,7 +24,7 @@ from raypipe.rundir import Cell, RunDir
 from raypipe.schema import TABLES, make_table
 from raypipe.stages import extract
 from raypipe.stages.context import Context
-from raypipe.stages.extract import SHARDS, SMALLEST_SHARD, cut_shards, shard_aim
+from raypipe.stages.extract import SHARDS, cut_shards, shard_aim
 from raypipe.stages.lexicon import skipped
 from raypipe.stages.plan import make_plan
 from raypipe.stages.relatives import relation
@@ -110,17 +110,18 @@ def test_shards_hold_whole_sentences_and_every_point(sentences: list[int], aim: 
 
 def test_shards_are_alike_and_as_many_as_a_few_workers_need() -> None:
     """800 sentences of 22 words at 3,361 a shard were six, of which one alone ran last: now 16 of 1,100."""
-    assert shard_aim(17_600, 3_361) == 1_100
-    assert shard_aim(4_500, 3_361) == 563  # 8 of at least 512
-    assert shard_aim(100_000, 3_361) == 3_334  # 30, the last as long as the others
-    assert [shard_aim(n, 3_361) for n in (0, 1, 700)] == [1, 1, 700]
+    assert shard_aim(17_600, 512, 3_361) == 1_100
+    assert shard_aim(4_500, 512, 3_361) == 563  # 8 of at least 512
+    assert shard_aim(100_000, 512, 3_361) == 3_334  # 30, the last as long as the others
+    assert [shard_aim(n, 512, 3_361) for n in (0, 1, 700)] == [1, 1, 700]
+    assert shard_aim(17_600, 20_000, 37_449) == 17_600  # a small model reads it all in half a second
 
 
-@given(st.integers(1, 10**6), st.integers(SMALLEST_SHARD, 10**5))
-def test_no_shard_aims_above_the_largest(points: int, largest: int) -> None:
-    aim = shard_aim(points, largest)
-    assert aim <= largest
-    assert -(-points // aim) <= max(-(-points // largest), SHARDS)
+@given(st.integers(1, 10**6), st.integers(1, 10**5), st.integers(0, 10**5))
+def test_no_shard_aims_above_the_largest(points: int, fewest: int, more: int) -> None:
+    aim = shard_aim(points, fewest, fewest + more)
+    assert aim <= fewest + more
+    assert -(-points // aim) <= max(-(-points // (fewest + more)), SHARDS)
 
 
 def test_small_shards_hold_the_same_states(

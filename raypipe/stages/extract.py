@@ -40,6 +40,7 @@ FIELDS = (
 )
 SHARD_BYTES = 128 * 2**20  # float32 states of all layers that a shard has at most, about
 SHARDS = 16  # a text has as many at least, so that the workers end at about the same time
+SHARD_WORK = 8e10  # floating-point operations of a smaller shard's forward: half a second of a core, beside which its cost is small
 SMALLEST_SHARD = 512  # points; about what fills a batch
 CPU_BUDGET = 1024  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
 
@@ -85,15 +86,17 @@ def _source(plan: Plan, side: Side, model: str, component: str) -> list[Side]:
     return [plan.corpus_of(side._replace(language=side.other))]
 
 
-def largest_shard(plan: Plan, model: str, component: str) -> int:
-    """Points that a shard of a model's component may have, about; independent of the layers asked for."""
+def shard_sizes(plan: Plan, model: str, component: str) -> tuple[int, int]:
+    """The fewest and the most points of a shard of a model's component, about; independent of the layers asked for."""
     facts = plan.facts[model]
-    return max(SMALLEST_SHARD, SHARD_BYTES // ((facts.layers_of[component] + 1) * facts.width * 4))
+    most = max(SMALLEST_SHARD, SHARD_BYTES // ((facts.layers_of[component] + 1) * facts.width * 4))
+    worth = int(SHARD_WORK / (2 * facts.parameters_of[component]))
+    return min(most, max(SMALLEST_SHARD, worth)), most
 
 
-def shard_aim(points: int, largest: int) -> int:
-    """Points, or sentences where they are more, that each shard of a text aims at: all alike, and at most `largest`."""
-    shards = max(-(-points // largest), min(SHARDS, points // SMALLEST_SHARD), 1)
+def shard_aim(points: int, fewest: int, most: int) -> int:
+    """Points, or sentences where they are more, that each shard of a text aims at: all alike, within the two sizes."""
+    shards = max(-(-points // most), min(SHARDS, points // fewest), 1)
     return max(1, -(-points // shards))
 
 
@@ -222,20 +225,20 @@ def _side(plan: Plan, cell: Cell) -> Side:
     return next(side for side in plan.sides(cell["model"], cell["component"]) if side.name == cell["lang"])
 
 
-def _text(plan: Plan, cell: Cell) -> tuple[str, int]:
-    """What decides a cell's shards: the side whose points it reads and how many one may have."""
-    return plan.corpus_of(_side(plan, cell)).name, largest_shard(plan, cell["model"], cell["component"])
+def _text(plan: Plan, cell: Cell) -> tuple[str, tuple[int, int]]:
+    """What decides a cell's shards: the side whose points it reads and the sizes that they may have."""
+    return plan.corpus_of(_side(plan, cell)).name, shard_sizes(plan, cell["model"], cell["component"])
 
 
-def _cut_texts(context: Context, left: list[Cell]) -> dict[tuple[str, int], list[Shard]]:
-    """The shards of every side's text for every bound; its occurrences are read once, and one at a time is held."""
-    found: dict[tuple[str, int], list[Shard]] = {}
+def _cut_texts(context: Context, left: list[Cell]) -> dict[tuple[str, tuple[int, int]], list[Shard]]:
+    """The shards of every side's text for all sizes; its occurrences are read once, and one at a time is held."""
+    found: dict[tuple[str, tuple[int, int]], list[Shard]] = {}
     for side, texts in groupby(sorted({_text(context.plan, cell) for cell in left}), itemgetter(0)):
         place = f"corpus/lang={side}/occurrences.parquet"
         sentences = context.run.read_table(place, ["sentence"]).column(0).to_numpy()
         lines = context.receipt("corpus", f"lang={side}")["lines"]
         for text in texts:
-            found[text] = cut_shards(sentences, lines, shard_aim(max(len(sentences), lines), text[1]))
+            found[text] = cut_shards(sentences, lines, shard_aim(max(len(sentences), lines), *text[1]))
     return found
 
 
