@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 comma := ,
+MINUTES ?= 10
+JOBS ?= 1
 EXTRAS := dev$(if $(shell command -v cc),$(comma)align)
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs fuzz clean
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml constraints.txt
@@ -31,5 +33,9 @@ lint: .venv/installed-dev
 docs: .venv/installed-dev  ## writes the generated pages
 	$(BIN)/python docs/generate.py
 
+fuzz: .venv/installed-dev  ## searches for input that escapes each reader of files, MINUTES=10 for each, JOBS=1 at a time
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) --jobs $(JOBS)
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import inspect
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -142,7 +143,7 @@ def _lexicon_format(path: str) -> str:
     from raypipe import toy
     from raypipe.interop.dictionaries import detect_format
 
-    pattern = glob.escape(str(Path(toy.resolve(path)).expanduser()))
+    pattern = glob.escape(os.path.expanduser(toy.resolve(path)))
     files = sorted(glob.glob(pattern.replace("{source}", "*").replace("{target}", "*")))
     if not files:
         raise GridError(f"--lexicon {path}: no such file; expected a path with {{source}} and {{target}}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Sequence
 from itertools import count
@@ -24,6 +26,7 @@ FILES = (
         ("patching", "table"),
     ),
 )
+ALIASED = 10  # values that a character of a grid may stand for
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative paths
 
 
@@ -57,8 +60,8 @@ def load_grid(path: str | Place | None, overrides: Sequence[tuple[str, Any]] = (
 def plain_value(text: str) -> Any:
     """A flag's value as YAML reads it; language codes such as `no` stay texts."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _plain_yaml(text)
+    except (yaml.YAMLError, RecursionError, ValueError):
         return text
     return text if isinstance(value, bool) or (value is None and text not in ("null", "~")) else value
 
@@ -67,11 +70,13 @@ def setting_of(flag: str) -> tuple[str, Any]:
     """A flag FIELD=VALUE as (dotted field, value).
 
     Raises:
-        GridError: It is not of that form.
+        GridError: It is not of that form, or sets all models at once.
     """
     field, equals, value = flag.partition("=")
     if not equals:
         raise GridError(f"--set {flag}: expected FIELD=VALUE, such as --set words.max_freq=30")
+    if field.strip() == "models":
+        raise GridError(f"--set {flag}: expected --model NAME_OR_PATH, or one field such as --set models.0.path=VALUE")
     return field.strip(), plain_value(value)
 
 
@@ -85,10 +90,10 @@ def absolute(grid: Grid) -> Grid:
 def _models(known: Any, flags: Sequence[str]) -> list[dict[str, Any]]:
     """The models that flags name: by a name of the grid file, or by path; revisions of one model are put together."""
     listed = known if isinstance(known, list) else [known]
-    named = {model["name"]: model for model in listed if isinstance(model, dict) and "name" in model}
+    named = {model["name"]: model for model in listed if isinstance(model, dict) and isinstance(model.get("name"), str)}
     chosen: dict[str, dict[str, Any]] = {}
     for flag in flags:
-        where, _, revision = (flag, "", "") if flag in named or Path(flag).exists() else flag.partition("@")
+        where, _, revision = (flag, "", "") if flag in named or os.path.exists(flag) else flag.partition("@")
         model = chosen.get(where) or {**named.get(where, {"path": _if_there(where, Path.cwd())}), "flagged": []}
         chosen[where] = {**model, "flagged": [*model["flagged"], *([revision] if revision else [])]}
     models: list[dict[str, Any]] = []
@@ -110,7 +115,7 @@ def _free_name(text: str, taken: set[str]) -> str:
 
 def _read_yaml(path: Place) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _plain_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such grid file; write one with `raypipe grid FLAGS > {path.name}`") from None
     except UnicodeDecodeError as error:
@@ -132,6 +137,21 @@ def _read_yaml(path: Place) -> dict[str, Any]:
     return data
 
 
+def _plain_yaml(text: str) -> Any:
+    """YAML as plain values; aliases that make it huge or endless, which no message could show, are a YAMLError."""
+    value, sizes = yaml.safe_load(text), dict[int, float]()
+
+    def size(part: Any) -> float:
+        if id(part) not in sizes and isinstance(part, dict | list):
+            sizes[id(part)] = math.inf  # met again within itself
+            sizes[id(part)] = 1 + sum(map(size, part.values() if isinstance(part, dict) else part))
+        return sizes.get(id(part), 1)
+
+    if size(value) > max(len(text), 1) * ALIASED:
+        raise yaml.YAMLError("its aliases stand for far more than is written; write out what they stand for")
+    return value
+
+
 def _absolute_paths(data: dict[str, Any], base: Path) -> None:
     for part, name in FILES:
         section = data.get(part)
@@ -145,14 +165,14 @@ def _absolute_paths(data: dict[str, Any], base: Path) -> None:
 
 
 def _absolute(path: str, base: Path) -> str:
-    return path if not path or SCHEME.match(path) else str(base / Path(path).expanduser())
+    return path if not path or SCHEME.match(path) else str(base / os.path.expanduser(path))
 
 
 def _if_there(path: str, base: Path) -> str:
     """A path that may also be a Hub id: local when it is there, or when it can only be a path."""
     local = _absolute(path, base)
     looks_local = path.startswith((".", "~", "/")) or path.count("/") > 1
-    return local if looks_local or (path and Path(local).exists()) else path
+    return local if looks_local or (path and os.path.exists(local)) else path
 
 
 def _set(data: dict[str, Any], field: str, value: Any) -> None:

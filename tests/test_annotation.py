@@ -121,7 +121,8 @@ def test_the_agreement_is_cohen_s_kappa(command: Callable[..., Done], tmp_path: 
     [
         ("item,label\n0,fine\n", "s.csv:2: label 'fine'; expected one of empty, gold_copy"),
         ("item,kind\n0,other\n", "s.csv:2: no column label; expected a sheet of `raypipe annotate export`"),
-        (None, r"s.csv: cannot be read \(.*No such file.*\); expected a sheet"),
+        ("label\nempty\n", "s.csv:2: no column item; expected a sheet of `raypipe annotate export`"),
+        (None, r"s.csv: cannot be read \(No such file or directory\); expected a file"),
     ],
 )
 def test_a_broken_sheet_is_refused_with_its_line(tmp_path: Path, text: str | None, message: str) -> None:

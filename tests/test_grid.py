@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raypipe.errors import GridError, InputError, RaypipeError
 from raypipe.grid import Grid
 from raypipe.gridcheck import describe_fields
-from raypipe.gridfile import load_grid, plain_value
+from raypipe.gridfile import load_grid, plain_value, setting_of
 
 BASE: dict[str, Any] = {
     "models": [{"name": "bert", "path": "org/bert"}],
@@ -198,6 +198,14 @@ def test_overrides_step_into_lists_and_say_where_they_cannot(tmp_path: Path) -> 
         (b"name: \xff\n", r"g\.yaml: not UTF-8 \(invalid start byte at byte 6\)"),
         (b"!!python/object/apply:os.system [ls]\n", r"g\.yaml:1: not plain YAML: could not determine a constructor"),
         (b"[" * 5000, r"g\.yaml: not plain YAML"),
+        (b"name: &a [*a]\n", r"g\.yaml: not plain YAML: its aliases stand for far more than is written; write out"),
+        (
+            b"".join(
+                b"%c: &%c [%s]\n" % (c, c, b",".join([b"*%c" % (c - 1) if c > 98 else b"x"] * 9))
+                for c in range(98, 106)
+            ),
+            r"g\.yaml: not plain YAML: its aliases stand for far more than is written; write out",
+        ),
     ],
 )
 def test_a_broken_file_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -244,6 +252,13 @@ def test_a_required_field_is_named() -> None:
     without = {name: value for name, value in BASE.items() if name != "models"}
     with pytest.raises(GridError, match="models: is required; set it in the grid file or by a flag"):
         Grid(**without)
+
+
+def test_models_are_not_set_as_a_whole() -> None:
+    with pytest.raises(
+        GridError, match="--set models=3: expected --model NAME_OR_PATH, or one field such as --set mod"
+    ):
+        setting_of("models=3")
 
 
 def test_a_flags_value_is_yaml_or_text() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raypipe.errors import GridError, InputError, RaypipeError
+from raypipe.errors import GridError, InputError
 from raypipe.interop import alignments, arrays, clusterfiles, dictionaries
 from raypipe.interop.clusterfiles import ClusterFile
 from raypipe.interop.dictionaries import Dictionary, Entry, read_dictionary, write_dictionary
@@ -462,50 +462,6 @@ def test_alignments_round_trip(scratch, links):
     assert alignments.read_mapping(scratch, source, target).links == links
     alignments.write_pharaoh(scratch, links)
     assert alignments.read_pharaoh(scratch, source, target).links == [sorted(pairs) for pairs in links]
-
-
-READERS = [
-    clusterfiles.read_clusters,
-    read_dictionary,
-    lambda path: read_dictionary(path, semantics="official"),
-    clusterfiles.read_first_sentences,
-    lambda path: alignments.read_pharaoh(path, *TEXT),
-    lambda path: alignments.read_mapping(path, *TEXT),
-    arrays.read_vocab,
-    lambda path: arrays.read_points(path, 1),
-]
-FRAGMENTS = [
-    *("a", " ", "|||", " -> ", ": Probability = ", ", Count = ", "0", "9" * 25, "0.5", "1e999", "\n", "\r", "-", "p"),
-    *("\u2028", "\ufeff", "\\ud800", '"first_sentence"', '"0"', *'{}[]:,"'),
-]
-PIECES = st.lists(st.sampled_from(FRAGMENTS), max_size=16).map(lambda pieces: "".join(pieces).encode())
-DAMAGED = st.tuples(st.integers(0, 140), st.binary(max_size=3)).map(
-    lambda change: NPY[: change[0]] + change[1] + NPY[change[0] + len(change[1]) :]
-)
-NPY = (
-    b"\x93NUMPY\x01\x00v\x00"
-    + b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), }".ljust(117)
-    + b"\n"
-    + b"\0" * 12
-)
-
-
-def refusal(read, path):
-    try:
-        read(path)
-    except RaypipeError as error:
-        return str(error)
-    return None
-
-
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.one_of(st.binary(max_size=60), PIECES, DAMAGED))
-def test_any_content_is_read_or_refused_in_one_line(scratch, content):
-    scratch.write_bytes(content)
-    for read in READERS:
-        message = refusal(read, scratch)
-        assert message is None or message.startswith(str(scratch))
-        assert message is None or len(message.splitlines()) == 1
 
 
 # --- real data ---

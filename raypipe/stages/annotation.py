@@ -13,6 +13,7 @@ import numpy as np
 
 from raypipe.errors import GridError, InputError, RunError
 from raypipe.grid import Grid
+from raypipe.interop.lines import csv_rows
 from raypipe.rundir import RunDir
 from raypipe.science.answers import LABELS
 from raypipe.stages.patching_summary import SOURCE, THIRD, runs_of, split_layers
@@ -150,18 +151,18 @@ def agreement(key: Path, sheets: Sequence[Path]) -> list[Row]:
 
 def _labels(file: Path, column: str) -> Mapping[str, str]:
     """Item -> label; items without one are left out."""
-    try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error}); expected a sheet of `raypipe annotate export`") from None
+    rows = csv_rows(file)
+    _, header = next(rows, (0, []))
     found = {}
-    for number, row in enumerate(rows, 2):
-        label = row.get(column)
-        if label is None or "item" not in row:
-            raise InputError(f"{file}:{number}: no column {column}; expected a sheet of `raypipe annotate export`")
+    for number, row in rows:
+        cells = dict(zip(header, row, strict=False))
+        if not row:
+            continue
+        if missing := [name for name in ("item", column) if name not in cells]:
+            raise InputError(f"{file}:{number}: no column {missing[0]}; expected a sheet of `raypipe annotate export`")
+        label = cells[column]
         if label and label not in LABELS:
             raise InputError(f"{file}:{number}: label {label!r}; expected one of {', '.join(LABELS)}")
         if label:
-            found[row["item"]] = label
+            found[cells["item"]] = label
     return found
