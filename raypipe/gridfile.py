@@ -73,10 +73,12 @@ def setting_of(flag: str) -> tuple[str, Any]:
         GridError: It is not of that form, or sets all models at once.
     """
     field, equals, value = flag.partition("=")
-    if not equals:
-        raise GridError(f"--set {flag}: expected FIELD=VALUE, such as --set words.max_freq=30")
+    if not equals or not field.isprintable():
+        raise GridError(f"--set {' '.join(flag.split())}: expected FIELD=VALUE, such as --set words.max_freq=30")
     if field.strip() == "models":
-        raise GridError(f"--set {flag}: expected --model NAME_OR_PATH, or one field such as --set models.0.path=VALUE")
+        raise GridError(
+            f"--set {' '.join(flag.split())}: expected --model NAME_OR_PATH, or one field such as --set models.0.path=VALUE"
+        )
     return field.strip(), plain_value(value)
 
 

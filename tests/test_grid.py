@@ -259,6 +259,8 @@ def test_models_are_not_set_as_a_whole() -> None:
         GridError, match="--set models=3: expected --model NAME_OR_PATH, or one field such as --set mod"
     ):
         setting_of("models=3")
+    with pytest.raises(GridError, match=r"--set models x=3: expected FIELD=VALUE, such as --set words.max_freq=30"):
+        setting_of("models\nx=3")
 
 
 def test_a_flags_value_is_yaml_or_text() -> None:
