@@ -159,7 +159,8 @@ def colap(
     ] = None,
     min_types: Annotated[int, typer.Option(help="Least types of a concept.")] = 1,
     rule: Annotated[str, typer.Option(help="all languages must reach theta, or at_least:M of them.")] = "all",
-    balance: Annotated[str, typer.Option(help="none, or reweight by the languages' points.")] = "none",
+    count: Annotated[str, typer.Option(help="What shares are made of: tokens (points), or types.")] = "tokens",
+    balance: Annotated[str, typer.Option(help="none, or reweight by the languages' counts.")] = "none",
     normalise: Normalise = "none",
     official: Official = False,
     max_bad_lines: BadLines = 0,
@@ -172,7 +173,8 @@ def colap(
     from raypipe.science import colap as science
     from raypipe.science.thresholds import exact
 
-    others = {"min_types": (min_types, 1), "rule": (rule, "all"), "balance": (balance, "none")}
+    others = {"min_types": (min_types, 1), "rule": (rule, "all"), "count": (count, "tokens")}
+    others |= {"balance": (balance, "none")}
     settings = _settings({"theta": theta}, {"theta": "0.3"}, others | {"normalise": (normalise, "none")}, official)
     points = _read(clusters, official, max_bad_lines, normalise)
     languages, scope = _languages(clusters, points, boundary)

@@ -79,18 +79,33 @@ class CalignSettings(Part):
         "same",
         description="Components whose concepts meet: those of the same one, or also the encoder's with the decoder's.",
     )
+    denominator: Literal["all", "covered"] = Field(
+        "all",
+        description="Types that theta is a share of: all of a source concept, or those covered by the dictionary.",
+    )
     null_draws: Natural = Field(
         20, description="Draws of each null: shuffled dictionaries, permuted labels, random clusterings; 0 = no null."
     )
+    resamples: Natural = Field(
+        50,
+        description="Bootstrap samples of the sentences whose spread gives the interval, two or more; 0 = no interval.",
+    )
 
     _not_empty = field_validator("theta", "translations", "min_types", "size_ratio")(unique)
+
+    @field_validator("resamples")
+    @classmethod
+    def _spread(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one sample has no spread; give two or more, or 0")
+        return value
 
 
 class ColapSettings(Part):
     """Thresholds of COLAP (spec 3.2)."""
 
     theta: Annotated[tuple[float, ...], BeforeValidator(listed)] = Field(
-        (0.3,), description="theta_overlap, fraction of points."
+        (0.3,), description="theta_overlap, fraction of what is counted."
     )
     min_types: Annotated[tuple[Positive, ...], BeforeValidator(listed)] = Field(
         (1,), description="Least types of a concept."
@@ -98,8 +113,12 @@ class ColapSettings(Part):
     rule: str = Field(
         "all", pattern=r"^(all|at_least:\d+)$", description="Languages that must reach theta: all, or at_least:m."
     )
+    count: Literal["tokens", "types"] = Field(
+        "tokens",
+        description="What shares are made of: points (tokens), or each distinct word of a concept once (types).",
+    )
     balance: Literal["none", "reweight"] = Field(
-        "none", description="Shares of points, or (reweight) of points over the language's points in the scope."
+        "none", description="Shares as counted, or (reweight) of the count over the language's count in the scope."
     )
     scopes: Literal["pairs", "all"] = Field("pairs", description="A joint scope per pair, or one of all languages.")
     null_draws: Natural = Field(20, description="Permutations of the languages drawn for the ceiling.")

@@ -53,6 +53,7 @@ _CALIGN_KEY = (
     Column("translations", _I32, "translations kept per source word", "words"),
     Column("min_types", _I32, "least types of an eligible source concept", "types"),
     Column("size_ratio", _F64, "least ratio of the smaller to the larger type count", "fraction"),
+    Column("denominator", _STR, "types that theta is a share of: all of a source concept, or those covered"),
 )
 
 _COLAP_KEY = (
@@ -62,10 +63,16 @@ _COLAP_KEY = (
     Column("scope", _STR, "sorted language codes joined by +"),
     Column("languages", _I32, "languages in the scope"),
     *_CONCEPTS,
-    Column("theta", _F64, "least share of a concept's points in each language", "fraction"),
+    Column("theta", _F64, "least share of a concept's points (or types, see count) in each language", "fraction"),
     Column("min_types", _I32, "least (language, type) entries of an eligible concept", "types"),
     Column("rule", _STR, "all, or at_least:m languages must reach theta"),
-    Column("balance", _STR, "none, or reweight: shares of points over the language's points in the scope"),
+    Column("count", _STR, "what shares are made of: tokens (points) or types"),
+    Column("balance", _STR, "none, or reweight: shares of the count over the language's count in the scope"),
+)
+
+_OVER_SENTENCES = (
+    Column("sentences_lo", _F64, "lower end of the 95 % bootstrap interval over sentences", "fraction"),
+    Column("sentences_hi", _F64, "its upper end", "fraction"),
 )
 
 _REASON = Column(
@@ -156,6 +163,14 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("calign", _F64, "aligned / concepts, the headline", "fraction"),
         Column("lo", _F64, "lower end of its 95 % bootstrap interval over source concepts", "fraction"),
         Column("hi", _F64, "its upper end", "fraction"),
+        *_OVER_SENTENCES,
+        Column(
+            "sentences_mean",
+            _F64,
+            "mean CALIGN of the bootstrap samples of sentences, which hold fewer types than the text; the interval takes only their "
+            "spread: 1.96 standard deviations on both sides of the score",
+            "fraction",
+        ),
         Column("calign_eligible", _F64, "aligned / eligible", "fraction"),
         Column("calign_reachable", _F64, "aligned / reachable", "fraction"),
         Column("mutual", _I32, "concept pairs that qualify in both directions", "pairs"),
@@ -206,8 +221,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("colap", _F64, "overlapping / concepts, the headline", "fraction"),
         Column("lo", _F64, "lower end of its 95 % bootstrap interval over concepts", "fraction"),
         Column("hi", _F64, "its upper end", "fraction"),
-        Column("sentences_lo", _F64, "lower end of the 95 % bootstrap interval over sentences", "fraction"),
-        Column("sentences_hi", _F64, "its upper end", "fraction"),
+        *_OVER_SENTENCES,
         Column("colap_eligible", _F64, "overlapping / eligible", "fraction"),
         *(
             Column(f"{name}_{n}", _I32, f"{name} concepts were min_types {n}", "concepts")
@@ -222,7 +236,7 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         _REASON,
     ),
     "overlap": (
-        *_COLAP_KEY[:-4],
+        *_COLAP_KEY[:-5],
         Column("concept", _I32, "concept id, 0-based"),
         Column("language", _STR, "language code"),
         Column("points", _I32, "points of the language in the concept", "points"),

@@ -30,8 +30,8 @@ def _columns(metric: str, values: str) -> list[str]:
 
 CALIGN = _columns(
     "calign",
-    "concepts eligible reachable aligned calign lo hi calign_eligible calign_reachable null_calign null_p banded_mean labels_mean "
-    "clusterings_mean coverage mutual reason?",
+    "concepts eligible reachable aligned calign lo hi sentences_lo sentences_hi calign_eligible calign_reachable null_calign null_p "
+    "banded_mean labels_mean clusterings_mean coverage mutual reason?",
 )
 COLAP = _columns(
     "colap",

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from raypipe.errors import GridError, InputError
 from raypipe.interop.dictionaries import read_dictionary
-from raypipe.science.calign import NULLS, Cooccurrence, calign, mutual
+from raypipe.science.calign import Cooccurrence, calign, mutual
+from raypipe.science.calign_draws import NULLS, null, resampled
 from raypipe.science.nulls import generators, p_value, summarise
 from raypipe.science.thresholds import AlignThresholds, exact, least
 
@@ -172,7 +173,7 @@ def test_empty_sides():
     assert calign(points("a b c d e"), empty, {"a": ["A"]}).calign == 0.0
     assert calign(points("a"), points("A"), {"z": ["Z"]}).coverage == 0.0  # nothing covered is a score of 0
     prepared = Cooccurrence(empty, points("A"), {"a": ["A"]})
-    assert np.isnan(prepared.null(2, 0, [AlignThresholds()])[0]).all()
+    assert np.isnan(null(prepared, 2, 0, [AlignThresholds()])[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_one_structure_serves_every_threshold(seed):
 def test_null_permutes_lists_among_covered_words():
     source, target, dictionary = random_case(3)
     prepared = Cooccurrence(source, target, dictionary, [1, 3, 10])
-    draws, types = prepared.null(4, 7, GRID)
+    draws, types = null(prepared, 4, 7, GRID)
     assert set(types) == {prepared.types_target.mean()}
     covered = sorted(word for word in set(source[0]) if dictionary[word])
     for draw in range(4):
@@ -259,15 +260,15 @@ def test_null_permutes_lists_among_covered_words():
         again = Cooccurrence(source, target, shuffled, [1, 3, 10])
         assert draws[draw].tolist() == [again.evaluate(t).calign for t in GRID]
     assert (draws != draws[0]).any()
-    assert (prepared.null(2, 7, GRID)[0] == draws[:2]).all()  # more draws do not change the first ones
+    assert (null(prepared, 2, 7, GRID)[0] == draws[:2]).all()  # more draws do not change the first ones
     flipped = [(side[0][::-1], side[1][::-1]) for side in (source, target)]
-    assert (Cooccurrence(*flipped, dictionary, [1, 3, 10]).null(4, 7, GRID)[0] == draws).all()
+    assert (null(Cooccurrence(*flipped, dictionary, [1, 3, 10]), 4, 7, GRID)[0] == draws).all()
 
 
 def test_the_banded_null_permutes_lists_among_words_of_like_frequency():
     source, target, dictionary = random_case(3)
     prepared = Cooccurrence(source, target, dictionary, [1, 3, 10])
-    draws, _ = prepared.null(3, 7, GRID, "banded")
+    draws, _ = null(prepared, 3, 7, GRID, "banded")
     covered = sorted(word for word in set(source[0]) if dictionary[word])
     ranked = sorted(covered, key=lambda word: (-list(source[0]).count(word), word))
     for draw in range(3):
@@ -280,14 +281,14 @@ def test_the_banded_null_permutes_lists_among_words_of_like_frequency():
             }
         again = Cooccurrence(source, target, shuffled, [1, 3, 10])
         assert draws[draw].tolist() == [again.evaluate(t).calign for t in GRID]
-    assert (draws != prepared.null(3, 7, GRID)[0]).any()
+    assert (draws != null(prepared, 3, 7, GRID)[0]).any()
 
 
 @pytest.mark.parametrize("kind", ["labels", "clusterings"])
 def test_concepts_at_random_keep_their_sizes_in_points(kind):
     source, target, dictionary = random_case(3)
     prepared = Cooccurrence(source, target, dictionary, [1, 3, 10])
-    draws, types = prepared.null(3, 7, GRID, kind)
+    draws, types = null(prepared, 3, 7, GRID, kind)
     for draw in range(3):
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, draw])))
         sides = []  # the target is drawn first
@@ -299,8 +300,29 @@ def test_concepts_at_random_keep_their_sizes_in_points(kind):
             [len({w for w, c in zip(*sides[0], strict=True) if c == i}) for i in set(target[1])]
         )
     flipped = [(side[0][::-1], side[1][::-1]) for side in (source, target)]
-    assert (Cooccurrence(*flipped, dictionary, [1, 3, 10]).null(3, 7, GRID, kind)[0] == draws).all()
+    assert (null(Cooccurrence(*flipped, dictionary, [1, 3, 10]), 3, 7, GRID, kind)[0] == draws).all()
     assert prepared.evaluate(GRID[0]) == Cooccurrence(source, target, dictionary, [1, 3, 10]).evaluate(GRID[0])
+
+
+def test_resampled_sentences_are_the_points_of_the_lines_that_were_drawn():
+    source, target, dictionary = random_case(3)
+    random = np.random.default_rng(2)
+    lines = [random.integers(3, 40, size=len(side[0])) for side in (source, target)]
+    prepared = Cooccurrence(source, target, dictionary, [1, 3, 10])
+    draws, numbers = resampled(prepared, (lines[0], lines[1]), 3, 7, GRID), sorted({*lines[0], *lines[1]})
+    for sample in range(3):
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, sample])))
+        drawn = [numbers[i] for i in generator.integers(len(numbers), size=len(numbers))]
+        kept = [
+            ([w for w, keep in zip(side[0], there, strict=True) if keep], np.asarray(side[1])[there])
+            for side, there in zip((source, target), (np.isin(of_side, drawn) for of_side in lines), strict=True)
+        ]
+        again = Cooccurrence(*kept, dictionary, [1, 3, 10])
+        assert draws[sample].tolist() == [again.evaluate(t).calign for t in GRID]
+    assert len(np.unique(draws)) > 3
+    mixed = [(side[0][::-1], side[1][::-1]) for side in (source, target)]
+    flipped = Cooccurrence(*mixed, dictionary, [1, 3, 10])
+    assert (resampled(flipped, (lines[0][::-1], lines[1][::-1]), 2, 7, GRID) == draws[:2]).all()
 
 
 @pytest.mark.parametrize("kind", NULLS)
@@ -309,7 +331,7 @@ def test_a_language_against_itself_lies_above_every_null(kind):
     words, concepts = [f"w{i}" for i in range(240)], np.arange(240) // 6
     prepared = Cooccurrence((words, concepts), (words, concepts), {word: [word] for word in words})
     assert prepared.evaluate(AlignThresholds()).calign == 1.0
-    assert prepared.null(5, 0, [AlignThresholds()], kind)[0].max() < 0.1
+    assert null(prepared, 5, 0, [AlignThresholds()], kind)[0].max() < 0.1
 
 
 def test_null_summary():

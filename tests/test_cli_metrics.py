@@ -121,7 +121,7 @@ def test_colap_without_shared_strings(tmp_path: Path, command: Command) -> None:
         *("concepts: 1", "eligible: 1", "overlapping: 1", "overlapping_excl_shared: 0", "colap: 1.0"),
         *("overlapping_concepts: 1", "colap_eligible: 1.0", "eligible_3: 1", "overlapping_3: 1"),
         *("eligible_5: 0", "overlapping_5: 0", "reason: ", "points: 1 4, 2 3", "shares: 2", "files: 1"),
-        "settings: semantics default, theta 0.3, min_types 1, rule all, balance none, normalise none",
+        "settings: semantics default, theta 0.3, min_types 1, rule all, count tokens, balance none, normalise none",
     ]
 
 

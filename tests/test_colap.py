@@ -143,6 +143,8 @@ def test_empty_scope():
         ({"rule": "at_least:1"}, "rule at_least:1: expected at_least:2 to at_least:2"),
         ({"rule": "at_least:3"}, "rule at_least:3: expected at_least:2 to at_least:2"),
         ({"min_types": 3, "official": True}, "min_types 3, rule all: the official mode has neither; use 1, all"),
+        ({"count": "words"}, "count 'words': expected tokens or types"),
+        ({"count": "types", "official": True, "theta": 30}, "count types: not in the official mode; use tokens"),
         ({"balance": "equal"}, "balance 'equal': expected none or reweight"),
         ({"balance": "reweight", "official": True}, "balance reweight: not in the official mode; use none"),
     ],
@@ -206,6 +208,18 @@ def test_permuted_is_the_binomial_ceiling():
     assert colap(words, concepts, languages).colap == 0.0
     draws = Overlap(words, concepts, languages).permuted(50, 0, [OverlapThresholds()])
     assert draws.mean() == pytest.approx(0.891, abs=0.02)
+
+
+def test_shares_of_types_count_a_repeated_word_once():
+    # en {a x8, b}, de {c}: 9/10 and 1/10 of the points, 2/3 and 1/3 of the types.
+    data = ["a"] * 8 + ["b", "c"], [0] * 10, ["en"] * 9 + ["de"]
+    assert [colap(*data, count=count).overlapping for count in ("tokens", "types")] == [0, 1]
+    assert [colap(*data, count="types", theta=t).overlapping for t in ("1/3", "0.34")] == [1, 0]
+    prepared, types = Overlap(*data), OverlapThresholds(count="types")
+    # A sample holds all types or, without line 1, those of one language.
+    drawn = prepared.resampled([0] * 9 + [1], 20, 3, [types, OverlapThresholds("0.05")])
+    assert set(drawn[:, 0]) == {0.0, 1.0}
+    assert (drawn[:, 0] == drawn[:, 1]).all()
 
 
 @pytest.mark.parametrize("balance", ["none", "reweight"])

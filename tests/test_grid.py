@@ -87,6 +87,9 @@ MISTAKES = [
     ({"layers": {"every": 0}}, "layers: expected all"),
     ({"layers": [1, 1]}, "layers: 1 is listed twice"),
     ({"concepts": {"k": []}}, "concepts.k: is empty; give at least one value"),
+    ({"calign": {"resamples": 1}}, "calign.resamples: one sample has no spread; give two or more, or 0"),
+    ({"calign": {"denominator": "some"}}, "calign.denominator: "),
+    ({"colap": {"count": "words"}}, "colap.count: "),
     ({"pairs": ["en-it"]}, "pairs: en-it is not made of two of the languages en, de, fr"),
     (
         {"languages": ["en", False]},

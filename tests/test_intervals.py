@@ -20,6 +20,7 @@ from raypipe.science.intervals import (
     rank_agreement,
     robust_range,
     share_interval,
+    spread_interval,
 )
 
 FEW = Sampling(permutations=8, resamples=16, seed=3)
@@ -71,6 +72,13 @@ def test_the_interval_of_a_share_by_hand() -> None:
     assert share_interval(5, 100) == (0.01, 0.1)
     assert share_interval(3, 3) == (1.0, 1.0)
     assert share_interval(0, 0) == (None, None)
+
+
+def test_the_interval_of_a_spread_by_hand() -> None:
+    # The draws have mean 0.3 and standard deviation 0.1: 1.96 of these on both sides of the score, not of their mean.
+    assert spread_interval(0.5, [0.2, 0.3, 0.4]) == pytest.approx((0.304, 0.696), abs=1e-4)
+    assert spread_interval(0.1, [0.2, 0.3, 0.4]) == (0.0, pytest.approx(0.296, abs=1e-4))
+    assert spread_interval(0.9, [0.2, 0.3, 0.4]) == (pytest.approx(0.704, abs=1e-4), 1.0)
 
 
 def naive_tau(a: Any, b: Any) -> float:

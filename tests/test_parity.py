@@ -122,11 +122,12 @@ def naive_colap(text: str, boundary: int, t: dict[str, Any], official: bool) -> 
         strings.setdefault(word, set()).add(language)
 
     def overlapping(kept: list[tuple[int, str, str]], min_types: int) -> list[int]:
-        sizes = {language: sum(1 for _, of, _ in kept if of == language) for language in "12"}
+        counted = set(kept) if t.get("count") == "types" else kept
+        sizes = {language: sum(1 for _, of, _ in counted if of == language) for language in "12"}
         found = []
         for concept in sorted({c for c, _, _ in kept}):
             inside = [(language, word) for c, language, word in kept if c == concept]
-            n = {side: sum(1 for language, _ in inside if language == side) for side in "12"}
+            n = {side: sum(1 for c, language, _ in counted if (c, language) == (concept, side)) for side in "12"}
             if official:
                 ok = all(n[side] / len(inside) * 100 > float(t["theta"]) for side in "12")
             else:
@@ -184,6 +185,7 @@ OVERLAP = st.fixed_dictionaries(
     {
         "theta": st.sampled_from(SHARES[1:7]),
         "min_types": st.integers(1, 4),
+        "count": st.sampled_from(["tokens", "types"]),
         "balance": st.sampled_from(["none", "reweight"]),
     }
 )

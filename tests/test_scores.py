@@ -16,7 +16,7 @@ from raypipe.errors import RunError
 from raypipe.grid import Grid
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import TABLES, make_table
-from raypipe.science.calign import NULLS
+from raypipe.science.calign_draws import NULLS
 from raypipe.science.intervals import share_interval
 from raypipe.science.nulls import NullSummary
 from raypipe.stages import scores
@@ -73,7 +73,13 @@ class Bench:
             corpus={"path": "{lang}.txt"},
             lexicon={"format": "muse", "path": "{source}-{target}.txt"},
             concepts={"k": k},
-            calign={"theta": theta, "min_types": 2, "size_ratio": [0, 0.6], "null_draws": draws},
+            calign={
+                "theta": theta,
+                "min_types": 2,
+                "size_ratio": [0, 0.6],
+                "null_draws": draws,
+                "resamples": 2 * draws,
+            },
             colap={
                 "theta": [0.3, 0.4],
                 "min_types": [1, 12],
@@ -208,6 +214,7 @@ def test_colap_counts_at_the_lengths_of_the_specification_and_the_points_of_each
 def test_without_draws_the_references_are_null_and_the_scores_the_same(whole: Bench) -> None:
     references = {
         "calign": {"null_calign", "null_sd", "null_max", "null_p", "labels_types"}
+        | {"sentences_lo", "sentences_hi", "sentences_mean"}
         | {f"{null}_{name}" for null in NULLS[1:] for name in NullSummary._fields},
         "colap": {"permuted_colap", "permuted_sd", "sentences_lo", "sentences_hi"},
     }
@@ -227,6 +234,9 @@ def test_every_score_stands_beside_its_nulls_and_intervals(whole: Bench) -> None
     for row in whole.part("calign").to_pylist():
         assert (row["lo"], row["hi"]) == share_interval(row["aligned"], row["concepts"])
         assert row["lo"] <= row["calign"] <= row["hi"]
+        assert row["denominator"] == "all"
+        assert 0 <= row["sentences_lo"] <= row["calign"] <= row["sentences_hi"] <= 1
+        assert row["sentences_mean"] <= row["sentences_hi"]
         for null in NULLS[1:]:
             assert row[f"{null}_p"] == pytest.approx(round(6 * row[f"{null}_p"]) / 6)  # of five draws
             assert 0 <= row[f"{null}_mean"] <= row[f"{null}_max"] <= 1

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain, compress, repeat
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from raypipe.errors import GridError, InputError
-from raypipe.science.incidence import IntArray, encode
-from raypipe.science.nulls import generators
+from raypipe.science.incidence import IntArray, Points, encode
 from raypipe.science.thresholds import (
     MIN_TYPES_ALIGN,
     SIZE_RATIO,
@@ -54,13 +53,6 @@ class _Candidates(NamedTuple):
     target: IntArray
     matched: Counts
     best: Counts
-
-
-Null = Literal["dictionary", "banded", "labels", "clusterings"]
-"""What is drawn at random: translation lists among all covered source words, or among those of like frequency; concepts among
-the target's points; concepts among the points of each side."""
-NULLS: tuple[Null, ...] = get_args(Null)
-BANDS = 5  # of frequency, concept_metrics.md E8
 
 
 class AlignedRow(NamedTuple):
@@ -148,6 +140,11 @@ class Cooccurrence:
         dictionary: Source word to its target words, best first.
         translations: The numbers of translations that will be read.
 
+    Attributes:
+        source: The source points, numbered.
+        target: The target points.
+        covered: Which source types have a translation, bool [types].
+
     Raises:
         InputError: Words and concepts differ in length, or the dictionary holds no translation.
     """
@@ -160,20 +157,20 @@ class Cooccurrence:
         translations: Iterable[int] = (TRANSLATIONS,),
     ) -> None:
         self._depths = sorted({max(n, 1) for n in translations})
-        self._source, self._target = encode(*source, "source"), encode(*target, "target")
+        self.source, self.target = encode(*source, "source"), encode(*target, "target")
         if not any(map(len, dictionary.values())):
             raise InputError("dictionary: no usable entry; expected at least one source word with a translation")
-        found = list(map(dictionary.get, self._source.types))
-        self._covered: BoolArray = np.fromiter(map(bool, found), np.bool_, len(found))
-        self._covered_points = int(np.count_nonzero(self._covered[self._source.word]))
-        self._words = list(compress(self._source.types, self._covered))
+        found = list(map(dictionary.get, self.source.types))
+        self.covered: BoolArray = np.fromiter(map(bool, found), np.bool_, len(found))
+        self._covered_points = int(np.count_nonzero(self.covered[self.source.word]))
+        self._words = list(compress(self.source.types, self.covered))
         self._lists: list[Sequence[str]] = list(filter(None, found))
         if any(issubclass(kind, str) for kind in set(map(type, self._lists))):
             word, text = next(pair for pair in zip(self._words, self._lists, strict=True) if isinstance(pair[1], str))
             raise InputError(f"dictionary: {word!r} has the text {text!r}; expected a list of target words")
         # Flat arrays: an object per translation would cost more than all products.
         width = np.fromiter(map(len, self._lists), np.int64, len(self._lists))
-        position = dict(zip(self._target.types, range(len(self._target.types)), strict=True))
+        position = dict(zip(self.target.types, range(len(self.target.types)), strict=True))
         reached = np.fromiter(map(position.get, chain.from_iterable(self._lists), repeat(-1)), np.int64, width.sum())
         row, rank = np.repeat(np.arange(len(width)), width), _counted(width) + 1
         kept = np.flatnonzero((reached >= 0) & (rank <= self._depths[-1]))
@@ -182,12 +179,12 @@ class Cooccurrence:
 
     def _count(self) -> None:
         """Counts types and finds what words reach, from the sides as they are."""
-        incidence = self._source.incidence()
-        self.source_concepts, self.target_concepts = self._source.concepts, self._target.concepts
+        incidence = self.source.incidence()
+        self.source_concepts, self.target_concepts = self.source.concepts, self.target.concepts
         self.types_source: IntArray = incidence.sum(axis=1).astype(np.int64)
-        self._target_incidence = self._target.incidence()
+        self._target_incidence = self.target.incidence()
         self.types_target: IntArray = self._target_incidence.sum(axis=1).astype(np.int64)
-        self._incidence = incidence[:, np.flatnonzero(self._covered)]
+        self._incidence = incidence[:, np.flatnonzero(self.covered)]
         self.covered_types: IntArray = self._incidence.sum(axis=1).astype(np.int64)
         self._reach = self._reached()
         self._least: dict[tuple[Fraction, str], IntArray] = {}
@@ -215,8 +212,8 @@ class Cooccurrence:
     @cached_property
     def _matches(self) -> _Matches:
         """The pairs of concepts with a matched type at any depth."""
-        found, blocks = self._incidence @ self._reach, len(self._depths)
-        found.sort_indices()
+        blocks = len(self._depths)
+        found = (self._incidence @ self._reach).tocsc().tocsr()  # which puts columns in order, faster than sorting
         source = np.repeat(np.arange(len(self.source_concepts)), np.diff(found.indptr))
         target, block = np.divmod(found.indices, blocks)
         new = (np.diff(source, prepend=-1) != 0) | (np.diff(target, prepend=-1) != 0)
@@ -267,7 +264,7 @@ class Cooccurrence:
         whole = self.types_source if thresholds.denominator == "all" else self.covered_types
         theta = exact("theta", thresholds.theta)
         if thresholds.official:
-            return np.asarray(count / whole[rows] > float(theta))
+            return np.asarray(count / np.maximum(whole[rows], 1) > float(theta))
         key = (theta, thresholds.denominator)
         if key not in self._least:
             # A concept without covered types reaches no share of them.
@@ -300,8 +297,8 @@ class Cooccurrence:
             eligible=int(eligible.sum()),
             reachable=int(reachable.sum()),
             aligned=int(np.count_nonzero(np.bincount(source))),
-            coverage=_ratio(len(self._words), len(self._source.types)),
-            occurrence_coverage=_ratio(self._covered_points, len(self._source.word)),
+            coverage=_ratio(len(self._words), len(self.source.types)),
+            occurrence_coverage=_ratio(self._covered_points, len(self.source.word)),
             pairs=tuple(pairs),
             rows=tuple(map(self._row, repeat(depth), source.tolist(), target.tolist(), matched.tolist()))
             if rows
@@ -316,7 +313,7 @@ class Cooccurrence:
 
     def _new_row(self, depth: int, source: int, target: int, matched: int) -> AlignedRow:
         if target not in self._inside:
-            self._inside[target] = {self._target.types[i] for i in _columns(self._target_incidence, target)}
+            self._inside[target] = {self.target.types[i] for i in _columns(self._target_incidence, target)}
         if source not in self._ranked:
             ranked = ((self._words[i], self._lists[i]) for i in _columns(self._incidence, source))
             self._ranked[source] = [(n, (w, x)) for w, targets in ranked for n, x in enumerate(targets)]
@@ -327,50 +324,24 @@ class Cooccurrence:
         ids = self.source_concepts[source].item(), self.target_concepts[target].item()
         return AlignedRow(*ids, matched, here, there, matched / here, size, words)
 
-    def null(
-        self, draws: int, seed: int, thresholds: Sequence[AlignThresholds], kind: Null = "dictionary"
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Headline CALIGN where the named part is drawn at random (concept_metrics.md E8 and E9).
+    def headlines(self, settings: Sequence[AlignThresholds]) -> list[float]:
+        """CALIGN at each setting, without its other figures; NaN without concepts."""
+        held = np.count_nonzero(self.types_source)
+        aligned = [np.count_nonzero(self._aligned(setting)) for setting in settings]
+        return [n / held if held else np.nan for n in aligned]
 
-        With the lists of the dictionary, their lengths, coverage and the target vocabulary stay; with concepts, their sizes
-        in points, while their type counts grow. `banded` keeps a list within `BANDS` equal parts of the covered words by
-        their number of points (ties in sorted order). A draw is seeded by (seed, draw) alone and shared by all settings, so
-        differences between settings are not differences between draws.
-
-        Returns:
-            Scores, float64 [draws, settings], NaN without source concepts; mean types of a target concept, float64 [draws].
-
-        Raises:
-            GridError: No draw, a negative seed, or a number of translations that was not prepared.
-        """
-        for setting in thresholds:
-            self._depth(setting)
-        scores, types = np.full((draws, len(thresholds)), np.nan), np.full(draws, np.nan)
-        for draw, generator in enumerate(generators(draws, seed)):
-            drawn = self._shuffled(kind, generator) if kind in NULLS[:2] else self._reclustered(kind, generator)
-            if len(self.source_concepts):
-                scores[draw] = [drawn._aligned(setting).mean() for setting in thresholds]
-            if len(self.target_concepts):
-                types[draw] = drawn.types_target.mean()
-        return scores, types
-
-    def _shuffled(self, kind: Null, generator: np.random.Generator) -> Self:
-        """The same with translation lists permuted."""
-        points = np.bincount(self._source.word, minlength=len(self._covered))[self._covered]
-        order = np.arange(len(points))
-        for band in np.array_split(np.argsort(-points, kind="stable"), BANDS if kind == "banded" else 1):
-            order[np.sort(band)] = generator.permutation(np.sort(band))
+    def with_lists(self, order: IntArray) -> Self:
+        """The same where covered word i has the translations of word order[i]."""
         drawn = copy(self)
         parts = (self._incidence.data, order[self._incidence.indices], self._incidence.indptr)
         drawn._incidence, drawn._held = sparse.csr_array(parts, shape=self._incidence.shape), {}
         drawn.__dict__.pop("_matches", None)
         return drawn
 
-    def _reclustered(self, kind: Null, generator: np.random.Generator) -> Self:
-        """The same with concepts of the same sizes made at random, on the target side or on both."""
+    def with_points(self, source: Points, target: Points) -> Self:
+        """The same of other points with the same types and concepts, of which some may be without points."""
         drawn = copy(self)
-        drawn._target = self._target.permuted(generator)
-        drawn._source = self._source.permuted(generator) if kind == "clusterings" else self._source
+        drawn.source, drawn.target = source, target
         drawn.__dict__.pop("_matches", None)
         drawn._count()
         return drawn

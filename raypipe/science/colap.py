@@ -41,9 +41,9 @@ class LanguageShare(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Points and types per concept and language, each int64 [C, L]."""
+    """Points (tokens) and types per concept and language, each int64 [C, L]."""
 
-    points: IntArray
+    tokens: IntArray
     types: IntArray
 
 
@@ -94,7 +94,7 @@ class Overlap:
         concepts: The concept of each point, integers [n].
         languages: The language of each point, n codes.
         scope: The languages that must be present; those of the points when None.
-        balance: `none`, or `reweight` to divide each language's points by its points in the whole scope.
+        balance: `none`, or `reweight` to divide each language's count by its sum over all concepts.
 
     Raises:
         GridError: `balance` is neither of the two.
@@ -147,17 +147,17 @@ class Overlap:
     def _sharing(self, counts: Counts, thresholds: OverlapThresholds) -> BoolArray:
         """In which concepts enough languages reach theta, whatever their types, bool [C]."""
         required = thresholds.required(len(self.languages))
-        points = counts.points
-        total = points.sum(axis=1)
+        counted: Any = getattr(counts, thresholds.count)
+        total = counted.sum(axis=1)
         if thresholds.official:
-            share = points / np.maximum(total, 1)[:, None]
+            share = counted / np.maximum(total, 1)[:, None]
             return np.asarray((share * 100 > float(exact("theta", thresholds.theta))).all(axis=1))
         if self._balance == "reweight":
-            # Exact: points x lcm / N, as Python integers, since the lcm of many sizes leaves int64.
-            sizes = [int(n) for n in points.sum(axis=0)]
+            # Exact: count x lcm / N, as Python integers, since the lcm of many sizes leaves int64.
+            sizes = [int(n) for n in counted.sum(axis=0)]
             common = math.lcm(*(n for n in sizes if n))
-            points = points.astype(object) * np.array([common // n if n else 0 for n in sizes], object)
-        enough = points >= least(exact("theta", thresholds.theta), points.sum(axis=1))[:, None]
+            counted = counted.astype(object) * np.array([common // n if n else 0 for n in sizes], object)
+        enough = counted >= least(exact("theta", thresholds.theta), counted.sum(axis=1))[:, None]
         return np.asarray((total > 0) & (enough.sum(axis=1) >= required))
 
     def _overlapping(self, counts: Counts, thresholds: OverlapThresholds) -> BoolArray:
@@ -190,7 +190,7 @@ class Overlap:
 
     def rows(self) -> tuple[LanguageShare, ...]:
         """Points, types and unweighted share of every concept and language, by concept, then language."""
-        counts = zip(self.concepts.tolist(), self.counts.points.tolist(), self.counts.types.tolist(), strict=True)
+        counts = zip(self.concepts.tolist(), self.counts.tokens.tolist(), self.counts.types.tolist(), strict=True)
         return tuple(
             LanguageShare(concept, language, n, m, n / sum(points))
             for concept, points, types in counts
@@ -224,7 +224,8 @@ class Overlap:
     ) -> NDArray[np.float64]:
         """Headline COLAP of bootstrap samples of the sentences, in which a line comes with all its languages.
 
-        The clustering and the types of its concepts stay; a concept none of whose sentences is drawn does not count.
+        The clustering and the types of its concepts stay (of settings that count types, the types of a sample are those of its
+        sentences); a concept none of whose sentences is drawn does not count.
 
         Args:
             sentences: The line of each point, integers [n].
@@ -239,14 +240,18 @@ class Overlap:
             GridError: No resample, a negative seed, or a rule that does not fit the number of languages.
         """
         lines, line = np.unique(np.asarray(sentences), return_inverse=True)
-        shape = self.counts.points.shape
+        shape = self.counts.tokens.shape
         cell = self._points.concept * shape[1] + self._language
         scores = np.empty((resamples, len(thresholds)))
         for sample, generator in enumerate(generators(resamples, seed)):
             times = np.bincount(generator.integers(len(lines), size=len(lines)), minlength=len(lines))
-            points = np.bincount(cell, weights=times[line], minlength=math.prod(shape)).astype(np.int64).reshape(shape)
-            counts, held = Counts(points, self.counts.types), np.count_nonzero(points.any(axis=1))
-            scores[sample] = [self._overlapping(counts, setting).sum() / held for setting in thresholds]
+            tokens = np.bincount(cell, weights=times[line], minlength=math.prod(shape)).astype(np.int64).reshape(shape)
+            held = np.count_nonzero(tokens.any(axis=1))
+            types = {"tokens": self.counts.types}
+            if any(setting.count == "types" for setting in thresholds):
+                types["types"] = self._count(self._language, times[line] > 0).types
+            for i, setting in enumerate(thresholds):
+                scores[sample, i] = self._overlapping(Counts(tokens, types[setting.count]), setting).sum() / held
         return scores
 
 
@@ -268,14 +273,15 @@ def colap(
     min_types: int = MIN_TYPES_OVERLAP,
     rule: str = "all",
     official: bool = False,
+    count: str = "tokens",
     balance: str = "none",
     scope: Sequence[str] | None = None,
 ) -> Colap:
     """COLAP of one joint scope: the share of concepts in which the languages overlap.
 
     A concept overlaps when it has `min_types` (language, type) entries and each language holds at least `theta` of its
-    points (with the rule `at_least:M`, M of the languages do). Points are counted, not types. Without concepts the
-    score is None, not 0.
+    points (with the rule `at_least:M`, M of the languages do). Points are counted, not types, unless `count` says so. Without
+    concepts the score is None, not 0.
 
     Args:
         words: The word of each point, n strings.
@@ -285,7 +291,8 @@ def colap(
         min_types: Least (language, type) entries of a concept.
         rule: `all` or `at_least:M`.
         official: Compare as the released code (see `OverlapThresholds`).
-        balance: `none`, or `reweight` to divide each language's points by its points in the scope.
+        count: What shares are made of: `tokens` (points), or `types`, each (language, type) entry of a concept once.
+        balance: `none`, or `reweight` to divide each language's count by its sum over the concepts.
         scope: The languages that must be present; those of the points when None.
 
     Raises:
@@ -294,5 +301,5 @@ def colap(
     """
     if official and balance != "none":
         raise GridError(f"balance {balance}: not in the official mode; use none")
-    setting = OverlapThresholds(theta, min_types, rule, official)
+    setting = OverlapThresholds(theta, min_types, rule, official, count)
     return Overlap(words, concepts, languages, scope=scope, balance=balance).evaluate(setting, rows=True)

@@ -36,6 +36,10 @@ class Points(NamedTuple):
         matrix.data[:] = 1
         return matrix
 
+    def only(self, keep: NDArray[np.bool_]) -> Points:
+        """The points to keep, bool [n]; types and concepts keep their numbers."""
+        return self._replace(word=self.word[keep], concept=self.concept[keep])
+
     def permuted(self, generator: np.random.Generator) -> Points:
         """The concepts permuted among the points, which keeps their sizes; the draw does not depend on the points' order."""
         return self._replace(word=np.sort(self.word), concept=generator.permutation(np.sort(self.concept)))

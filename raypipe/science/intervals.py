@@ -116,6 +116,17 @@ def share_interval(part: int, whole: int) -> tuple[float | None, float | None]:
     return float(lo), float(hi)
 
 
+def spread_interval(score: float, boots: ArrayLike) -> tuple[float, float]:
+    """Both ends of the normal bootstrap interval of a share: the score -+ z standard deviations of the draws, within 0 and 1.
+
+    For scores that a resample moves to one side, such as counts of distinct words: of the draws only the spread is used.
+    """
+    from scipy.special import ndtri
+
+    half = float(ndtri((1 + LEVEL) / 2) * np.std(np.asarray(boots, np.float64), ddof=1))
+    return max(score - half, 0.0), min(score + half, 1.0)
+
+
 def rank_agreement(scores: ArrayLike, default: int) -> FloatArray:
     """Kendall's tau-b between the order of the cells at each threshold and at the default's.
 

@@ -111,6 +111,7 @@ class OverlapThresholds:
         min_types: Least (language, type) entries of a concept.
         rule: `all` languages must reach theta, or `at_least:M` of them.
         official: Compare as the released code: float64 percentages, strictly above theta, exactly two languages.
+        count: What shares are made of: `tokens` (points), or `types`, each (language, type) entry of a concept once.
 
     Raises:
         GridError: A value is outside its range.
@@ -120,12 +121,17 @@ class OverlapThresholds:
     min_types: int = MIN_TYPES_OVERLAP
     rule: str = "all"
     official: bool = False
+    count: str = "tokens"
 
     def __post_init__(self) -> None:
         theta = exact("theta", self.theta)
+        if self.count not in ("tokens", "types"):
+            raise GridError(f"count {self.count!r}: expected tokens or types")
         if self.official:
             if not 0 <= theta <= 100:
                 raise GridError(f"theta {self.theta}: expected a percentage from 0 to 100")
+            if self.count != "tokens":
+                raise GridError(f"count {self.count}: not in the official mode; use tokens")
             if self.min_types != 1 or self.rule != "all":
                 raise GridError(
                     f"min_types {self.min_types}, rule {self.rule}: the official mode has neither; use 1, all"

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from raypipe.schema import TABLES
-from raypipe.science.calign import NULLS, Calign, Cooccurrence
+from raypipe.science.calign import Calign, Cooccurrence
+from raypipe.science.calign_draws import NULLS, null, resampled
 from raypipe.science.colap import Overlap
-from raypipe.science.intervals import percentiles, share_interval
+from raypipe.science.intervals import percentiles, share_interval, spread_interval
 from raypipe.science.nulls import NullSummary, summarise
 from raypipe.science.thresholds import AlignThresholds, OverlapThresholds
 
@@ -23,12 +24,13 @@ def align_key(t: AlignThresholds) -> Row:
         "translations": t.translations,
         "min_types": t.min_types,
         "size_ratio": float(t.size_ratio),
+        "denominator": t.denominator,
     }
 
 
 def overlap_key(t: OverlapThresholds) -> Row:
     """The columns that name a setting of COLAP."""
-    return {"theta": float(t.theta), "min_types": t.min_types, "rule": t.rule}
+    return {"theta": float(t.theta), "min_types": t.min_types, "rule": t.rule, "count": t.count}
 
 
 def calign_row(score: Calign) -> Row:
@@ -58,13 +60,31 @@ def nulls(
     """The columns of every null, for each setting; null ones without draws."""
     rows = [Row() for _ in scores]
     for kind in NULLS:
-        found, types = prepared.null(draws, seed, settings, kind) if draws else (None, None)
+        found, types = null(prepared, draws, seed, settings, kind) if draws else (None, None)
         for i, score in enumerate(scores):
             rows[i] |= _null(kind, score.calign, None if found is None else found[:, i])
             if kind == "labels":
                 of_draws = None if types is None else float(types.mean())
                 rows[i] |= {"target_types": float(prepared.types_target.mean()), "labels_types": of_draws}
     return rows
+
+
+def intervals(
+    prepared: Cooccurrence,
+    scores: Sequence[Calign],
+    settings: Sequence[AlignThresholds],
+    sentences: tuple[Any, Any],
+    resamples: int,
+    seed: int,
+) -> list[Row]:
+    """The columns of the interval over sentences, for each setting; null ones without resamples or source concepts."""
+    if not resamples or not scores[0].concepts:
+        return [dict.fromkeys(("sentences_lo", "sentences_hi", "sentences_mean")) for _ in scores]
+    again = resampled(prepared, sentences, resamples, seed, settings)
+    return [
+        _ends("sentences_", spread_interval(score.calign or 0.0, draws)) | {"sentences_mean": float(draws.mean())}
+        for draws, score in zip(again.T, scores, strict=True)
+    ]
 
 
 def folded_coverage(words: Iterable[str], covered: Iterable[str]) -> float:
@@ -91,7 +111,7 @@ def colap_row(overlap: Overlap, thresholds: OverlapThresholds, draws: Any, again
     row |= {"permuted_colap": ceiling.mean if ceiling else None, "permuted_sd": ceiling.sd if ceiling else None}
     row |= _ends("", share_interval(score.overlapping, score.concepts))
     row |= _ends("sentences_", (None, None) if again is None else percentiles(again))
-    return row | {"points": overlap.counts.points.sum(axis=0).tolist(), "reason": ""}
+    return row | {"points": overlap.counts.tokens.sum(axis=0).tolist(), "reason": ""}
 
 
 def unscored(table: str, row: Row, reason: str) -> Row:

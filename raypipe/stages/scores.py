@@ -26,14 +26,23 @@ from raypipe.science.occurrences import normalise
 from raypipe.science.thresholds import AlignThresholds, OverlapThresholds
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side, clustering_place, joint, scope_name
-from raypipe.stages.scorerows import align_key, calign_row, colap_row, folded_coverage, nulls, overlap_key, unscored
+from raypipe.stages.scorerows import (
+    align_key,
+    calign_row,
+    colap_row,
+    folded_coverage,
+    intervals,
+    nulls,
+    overlap_key,
+    unscored,
+)
 from raypipe.storage import Place
 
-NAME, VERSION = "scores", 3
+NAME, VERSION = "scores", 4
 FIELDS = (
     "words.normalise",
-    "calign.null_draws",
-    *(f"colap.{name}" for name in ("null_draws", "resamples", "rule", "balance", "scopes")),
+    *(f"calign.{name}" for name in ("null_draws", "resamples", "denominator")),
+    *(f"colap.{name}" for name in ("null_draws", "resamples", "rule", "count", "balance", "scopes")),
 )
 CROSSED = ("encoder-decoder", "decoder-encoder")  # components of the first and the second language of a pair
 FLAT = ("calign", "aligned", "colap", "overlap")
@@ -186,13 +195,13 @@ class _Pair:
         self._lexicons = {d: self._lexicon(*d) if d in item["lexicons"] else None for d in self._directions}
         calign, colap = self._grid.calign, self._grid.colap
         self._align = [
-            AlignThresholds(theta=theta, translations=n, min_types=types, size_ratio=ratio)
+            AlignThresholds(theta, n, types, ratio, denominator=calign.denominator)
             for theta, n, types, ratio in product(
                 calign.theta, calign.translations, calign.min_types, calign.size_ratio
             )
         ]
         self._overlap = [
-            OverlapThresholds(theta=t, min_types=types, rule=colap.rule)
+            OverlapThresholds(t, types, colap.rule, count=colap.count)
             for t, types in product(colap.theta, colap.min_types)
         ]
 
@@ -216,9 +225,17 @@ class _Pair:
                 named |= {"source_component": scopes[source][0], "target_component": scopes[target][0]}
                 scores, lexicon = found.get((source, target)), self._lexicons[source, target]
                 if scores and lexicon:
-                    references = nulls(
-                        prepared[source, target], scores, self._align, self._grid.calign.null_draws, key["seed"]
-                    )
+                    of_direction = prepared[source, target], scores, self._align
+                    calign, seed = self._grid.calign, key["seed"]
+                    lines = sides[source][3], sides[target][3]
+                    references = [
+                        null | interval
+                        for null, interval in zip(
+                            nulls(*of_direction, calign.null_draws, seed),
+                            intervals(*of_direction, lines, calign.resamples, seed),
+                            strict=True,
+                        )
+                    ]
                     folded = {"coverage_folded": folded_coverage(sides[source][0], lexicon.ranked)}
                     yield from self._scored(named | folded, scores, found.get((target, source)), references)
                 else:
@@ -276,7 +293,7 @@ class _Pair:
     def _scored(
         self, named: Row, scores: list[Calign], back: list[Calign] | None, references: list[Row]
     ) -> Iterator[tuple[str, Rows]]:
-        """The rows of one direction at every threshold; `back` is the other direction's, `references` its nulls'."""
+        """The rows of one direction at every threshold; `back` is the other direction's, `references` its nulls' and intervals'."""
         lexicon, rows = self._lexicons[named["source"], named["target"]], list[Row]()
         for i, (t, score) in enumerate(zip(self._align, scores, strict=True)):
             row = named | align_key(t)
