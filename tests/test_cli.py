@@ -453,9 +453,9 @@ def test_show_names_every_setting(finished: Path, command: Command) -> None:
     """A setting with several values is a column, one with a single value stands in the title."""
     said = {
         "calign": "source_component encoder, target_component encoder, variant v-default, semantics default, "
-        "algorithm kmeans, k 6, translations 10, min_types 2, size_ratio 0.6",
+        "algorithm kmeans, k 6, translations 10, min_types 2, size_ratio 0.6, denominator all",
         "colap": "component encoder, variant v-default, semantics default, languages 2, algorithm kmeans, k 6, min_types 1, rule all, "
-        "balance none",
+        "count tokens, balance none",
     }
     for what, values in said.items():
         title, _, table = command("show", finished, what, "--pair", "en-de").out.partition("┏")
