@@ -22,8 +22,7 @@ demo: .venv/installed  ## the main job on the embedded toy world, into runs/demo
 	$(BIN)/raypipe demo --run runs/demo
 
 test: lint  ## lint, types, every test, and the coverage of what must be covered whole
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage report --include='raypipe/science/*,raypipe/grid*.py,raypipe/rundir.py,raypipe/schema.py' --show-missing --fail-under=100
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report term
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
