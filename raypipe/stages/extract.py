@@ -40,7 +40,7 @@ FIELDS = (
 )
 SHARD_BYTES = 128 * 2**20  # float32 states of all layers that a shard has at most, about
 SHARDS = 16  # a text has as many at least, so that the workers end at about the same time
-SHARD_WORK = 8e10  # floating-point operations of a smaller shard's forward: half a second of a core, beside which its cost is small
+SHARD_WORK = 2e10  # floating-point operations of a smaller forward: some tenths of a second of a core; a shard costs 5 ms beside it
 SMALLEST_SHARD = 512  # points; about what fills a batch
 CPU_BUDGET = 1024  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
 
