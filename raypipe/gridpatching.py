@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from itertools import permutations
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
 from raypipe.gridscores import Natural, Part, Positive, listed, unique
 
-Setting = Literal["seen", "tgt", "tgt_tgt", "en_en", "self"]
+Setting = Literal["seen", "seen_fixed_k", "tgt", "tgt_tgt", "en_en", "self", "src_matched"]
 ENGLISH = "en"
+MATCHED = "src_matched"
 
 
 class PatchingSettings(Part):
@@ -30,7 +32,9 @@ class PatchingSettings(Part):
         {}, description="How languages call themselves in prompts, where the built-in name is missing or another."
     )
     settings: Annotated[tuple[Setting, ...], BeforeValidator(listed)] = Field(
-        ("seen", "tgt", "tgt_tgt", "en_en", "self"), description="Where the states put in come from."
+        ("seen", "tgt", "tgt_tgt", "en_en", "self"),
+        description="Where the states put in come from; also seen_fixed_k (seen from as many source prompts for every target) and "
+        "src_matched (nothing is put in: s is asked for behind the shots of the patched prompt).",
     )
     pairs: Positive = Field(256, description="Concept pairs (source, target).")
     shots: Positive = Field(5, description="Translations shown before the queried word.")
@@ -40,6 +44,10 @@ class PatchingSettings(Part):
     path: Literal["auto", "fast", "hook"] = Field(
         "auto",
         description="How patched runs are made: the exchanged cache where it is proven equal to hooks, or one of the two.",
+    )
+
+    window: Positive | None = Field(
+        None, description="Blocks whose outputs are replaced, from the start layer on; null takes all that follow."
     )
 
     _not_empty = field_validator("settings")(unique)
@@ -59,19 +67,27 @@ class PatchingSettings(Part):
         return [pair for name, pair in every.items() if self.targets == "all" or name in self.targets]
 
 
-def source_pairs(setting: str, target: tuple[str, str], trained: Sequence[str]) -> list[tuple[str, str]]:
+def source_pairs(setting: str, target: tuple[str, str], trained: Sequence[str], seed: int) -> list[tuple[str, str]]:
     """The (input, output) languages of the prompts whose states are averaged for a setting (concept_patching.md 2.7).
 
     Args:
-        setting: seen, tgt, en_en or self; tgt_tgt puts in the patched prompt's own states and reads none.
+        setting: One of `Setting`; tgt_tgt puts in the patched prompt's own states and reads none.
         target: (I, O) of the patched prompt.
         trained: Languages that the model was trained on.
+        seed: Of the order in which `seen_fixed_k` takes pairs: the first that the target leaves, as many as a target of two trained
+            languages leaves in all.
 
     Returns:
         Nothing where the setting does not exist: `seen` with less than two languages left, `self` into English, `en_en` without English.
     """
+    others = [language for language in trained if language != ENGLISH]
+    left = [pair for pair in permutations(others, 2) if not set(pair) & set(target)]
     if setting == "seen":
-        return list(permutations([a for a in trained if a not in (ENGLISH, *target)], 2))
+        return left
+    if setting == "seen_fixed_k":
+        every = list(permutations(others, 2))
+        order = [every[i] for i in np.random.Generator(np.random.PCG64(seed)).permutation(len(every))]
+        return sorted(left, key=order.index)[: len(list(permutations(others[2:], 2)))]
     if setting == "en_en":
         return [(ENGLISH, ENGLISH)] if ENGLISH in trained else []
     if setting == "self":

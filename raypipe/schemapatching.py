@@ -21,8 +21,17 @@ _PATCHED = (
         "input language I of the patched prompts; null for the mean over the targets that have the setting, once all are finished",
     ),
     Column("target_out", _STR, "output language O of the patched prompts; null for that mean"),
-    Column("setting", _STR, "src_unpatched, tgt_unpatched, third (the null), or where the states put in come from"),
-    Column("layer", _I32, "start layer j: the outputs of blocks j, j + 1, ... are replaced; -1 = unpatched", "layer"),
+    Column(
+        "setting",
+        _STR,
+        "src_unpatched, tgt_unpatched, src_matched (s behind the shots of t), third (the null), or where the states put in come from",
+    ),
+    Column(
+        "layer",
+        _I32,
+        "start layer j: the outputs of blocks j, j + 1, ... (of `patching.window` blocks) are replaced; -1 = unpatched",
+        "layer",
+    ),
 )
 _MEAN = (
     Column("mean", _F64, "mean over concept pairs; for nps the ratio of two"),
@@ -58,7 +67,9 @@ PATCHING: dict[str, tuple[Column, ...]] = {
     ),
     "patching_prompts": (
         _PAIR,
-        Column("role", _STR, "source (asks for s) or target (asks for t)"),
+        Column(
+            "role", _STR, "source (asks for s), target (asks for t) or matched (asks for s behind the target's shots)"
+        ),
         Column("lang_in", _STR, "language of the queried word"),
         Column("lang_out", _STR, "language of the answer"),
         Column("text", _STR, "the prompt, up to the answer's opening quote"),

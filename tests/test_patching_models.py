@@ -77,7 +77,7 @@ ALL = [np.arange(VOCABULARY)] * 6
 
 
 def naive(
-    model: Any, prompt: Prompt, states: np.ndarray | None, start: int
+    model: Any, prompt: Prompt, states: np.ndarray | None, start: int, window: int = L
 ) -> tuple[np.ndarray, list[int], np.ndarray]:
     """Log-probabilities behind the prompt, the answer, and the block outputs but the last: the whole prompt for every piece.
 
@@ -91,7 +91,7 @@ def naive(
         def replace(_module: Any, _args: Any, output: Any) -> Any:
             state = (output[0] if isinstance(output, tuple) else output).clone()
             seen[at] = state[0, prompt.position].clone()
-            if states is not None and at >= start:
+            if states is not None and start <= at < start + window:
                 state[0, prompt.position] = torch.from_numpy(states[at])
             return (state, *output[1:]) if isinstance(output, tuple) else state
 
@@ -152,7 +152,7 @@ def test_the_last_layer_changes_nothing_when_it_is_run(kind: str) -> None:
             CachedRun(causal, ids, torch.ones_like(ids), prompt.position, 0),
             HookedRun(causal, ids, prompt.position),
         ):
-            ready = run.prepare(torch.ones(1, L - 1, D))
+            ready = run.prepare(torch.ones(1, L - 1, D), range(L - 1))
             patched = run.patched(L - 1, ready)
             assert near([patched.log_softmax(1)], [run.logits.log_softmax(1)], 1e-5)
             assert not near([run.patched(L - 2, ready).log_softmax(1)], [run.logits.log_softmax(1)], 1e-3)
@@ -197,6 +197,24 @@ def test_a_subset_of_layers_keeps_its_order() -> None:
     few = patcher.patched(prompts, states[None], wanted, 0, [1])[0][0]
     assert near(few.logprobs, [every[1].logprobs[row][ids] for row, ids in enumerate(wanted)])
     assert [len(answer) for answer in few.answers] == [0] * len(prompts)
+
+
+@pytest.mark.parametrize("path", ["fast", "hook"])
+@pytest.mark.parametrize("kind", ["bloom", "gemma3_text", "llama", "olmo2"])
+def test_a_window_leaves_the_blocks_behind_it_to_the_model(kind: str, path: Any) -> None:
+    model, (prompts, states) = tiny(kind), made_up()
+    patcher = Patcher(model, tokenizer(), path=path)
+    for window in (1, 2):
+        found = patcher.patched(prompts, [states, None], ALL, MORE, window=window)
+        for row, prompt in enumerate(prompts):
+            clean, answer, _ = naive(model, prompt, None, 0)
+            for j in range(L):
+                expected, answer_j, _ = naive(model, prompt, states[row], j, window)
+                assert near([found[0][j].logprobs[row], found[1][j].logprobs[row]], [expected, clean])
+                assert [of[j].answers[row].tolist() for of in found] == [answer_j, answer]
+    whole = patcher.patched(prompts, [states], ALL)[0]
+    assert not near(found[0][0].logprobs, whole[0].logprobs, 0.01)
+    assert near(found[0][1].logprobs, whole[1].logprobs, 1e-5)  # from block 1 on, two blocks are all that are read
 
 
 def test_token_forwards_are_those_of_the_formulas() -> None:
@@ -449,6 +467,13 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         patcher.unpatched([long], ALL[:1], 1)
     assert len(patcher.unpatched([long], ALL[:1]).logprobs) == 1
+
+
+def test_a_model_of_one_block_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"^LlamaForCausalLM holds one block; patching needs one and another that reads it$"
+    ):
+        Patcher(tiny("llama", num_hidden_layers=1), tokenizer())
 
 
 def test_a_broken_model_is_refused() -> None:

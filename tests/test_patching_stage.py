@@ -110,7 +110,7 @@ def test_the_prompts_in_the_run_are_those_of_the_definition(finished: raypipe.Ru
     assert set(pairs[4]["target_shots"]).isdisjoint(pairs[4]["source_shots"])
     read = {(row["lang_in"], row["lang_out"]) for row in prompts if row["role"] == "source"}
     wanted = {("de", "fr"), ("fr", "en"), ("en", "en"), ("fr", "fr")}
-    assert read == wanted | {p for t in (("de", "fr"), ("fr", "en")) for p in source_pairs("seen", t, LANGUAGES)}
+    assert read == wanted | {p for t in (("de", "fr"), ("fr", "en")) for p in source_pairs("seen", t, LANGUAGES, 42)}
 
 
 def test_pairs_are_admissible_for_each_tokenizer(patching_world: World, tmp_path: Path, finished: raypipe.Run) -> None:
@@ -189,8 +189,8 @@ def test_the_scores_are_those_of_one_prompt_after_the_other(finished: raypipe.Ru
         row = pairs[n]
         third = row["third_pair"]
         mean = {
-            "seen": [read(n, a, b)[1] for a, b in source_pairs("seen", ("de", "fr"), LANGUAGES)],
-            "third": [read(third, a, b)[1] for a, b in source_pairs("seen", ("de", "fr"), LANGUAGES)],
+            "seen": [read(n, a, b)[1] for a, b in source_pairs("seen", ("de", "fr"), LANGUAGES, 42)],
+            "third": [read(third, a, b)[1] for a, b in source_pairs("seen", ("de", "fr"), LANGUAGES, 42)],
             "tgt": [read(n, "de", "fr")[1]],
             "en_en": [read(n, "en", "en")[1]],
             "self": [read(n, "fr", "fr")[1]],
@@ -252,6 +252,54 @@ def test_exclusive_sums_leave_out_what_the_output_language_starts_with(finished:
     assert np.stack(scores.p_srcx)[:, 2].max() == 0
     assert (np.stack(scores.p_srcx) <= np.stack(scores.p_src) + 1e-7).all()
     assert np.stack(scores.p_src).max() <= 1
+
+
+def test_further_controls_stand_beside_the_settings(
+    finished: raypipe.Run, patching_world: World, tmp_path: Path
+) -> None:
+    """A fixed number of sources, s asked for behind the shots of t, and a window of one block."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    models = [{"name": "tiny", "path": str(patching_world.path / "model"), "revisions": "step-10"}]
+    settings = ["seen", "seen_fixed_k", "src_matched"]
+    run = raypipe.run(patching_world.grid(settings=settings, window=1, grid={"models": models}), tmp_path, "inprocess")
+    found = {target: part(run, "scores", target) for target in ("de+fr", "fr+en")}
+    for scores, sources in zip(found.values(), (2, 6), strict=True):
+        assert set(scores[scores.setting == "seen"].n_sources) == {sources}
+        assert set(scores[scores.setting == "seen_fixed_k"].n_sources) == {2}
+
+    def of(scores: Any, setting: str, layer: int) -> Any:
+        return np.stack(scores[(scores.setting == setting) & (scores.layer == layer)].p_src)
+
+    # From German to French two pairs are left, and both are taken; into English there are more.
+    assert of(found["de+fr"], "seen_fixed_k", 0) == pytest.approx(of(found["de+fr"], "seen", 0), abs=1e-6)
+    assert of(found["fr+en"], "seen_fixed_k", 0) != pytest.approx(of(found["fr+en"], "seen", 0), abs=1e-6)
+    # Of four blocks the output of the third is the last that is read: from there on the window holds all.
+    every = part(finished, "scores")
+    assert of(found["de+fr"], "seen", 2) == pytest.approx(of(every, "seen", 2), abs=1e-6)
+    assert of(found["de+fr"], "seen", 0) != pytest.approx(of(every, "seen", 0), abs=1e-6)
+
+    folder = patching_world.path / "model/step-10"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompts = {(r["role"], r["lang_in"], r["pair"]): r for r in design(run, "prompts") if r["lang_out"] == "fr"}
+    source, target, matched = (prompts[role, "de", 4]["text"] for role in ("source", "target", "matched"))
+    assert matched == "\n".join([*target.split("\n")[:-1], source.split("\n")[-1]])
+    ids = tokenizer(matched)["input_ids"]
+    says, _ = hooked(model, ids, 0, None, 0)
+    number = int(design(run, "pairs")[4]["source_concept"][2:])
+    first = {tokenizer(text)["input_ids"][0] for text in (word("fr", number), f" {word('fr', number)}")}
+    space = tokenizer(" ")["input_ids"][0]
+    expected = sum(float(torch.exp(says[i])) for i in first - {space})
+    assert of(found["de+fr"], "src_matched", -1)[4][2] == pytest.approx(expected, abs=1e-6)
+    answers = part(run, "answers")
+    assert set(answers[answers.setting == "src_matched"].label) & {"target_kept", "copy_visible"} == set()
+    summary = run.patching("checkpoints").to_pandas().set_index(["target_in", "setting"])
+    row = summary.loc["de", "src_matched"]
+    assert (row.p_source, row.null_reason) == (pytest.approx(of(found["de+fr"], "src_matched", -1)[:, 2].mean()), "")
+    assert summary.effect_split.isna().groupby("setting").all().to_dict() == {
+        "seen": False, "seen_fixed_k": False, "src_matched": True, "src_unpatched": True, "tgt_unpatched": True, "third": True,
+    }  # fmt: skip
 
 
 def test_means_over_targets_weigh_each_the_same(finished: raypipe.Run) -> None:

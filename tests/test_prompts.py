@@ -124,19 +124,34 @@ REFERENCE = ("en", "fr", "de", "es", "it", "zh", "ru", "yue", "ja")  # eight wit
 def test_seen_is_every_ordered_pair_of_the_languages_left(
     target: tuple[str, str], trained: tuple[str, ...], expected: int
 ) -> None:
-    pairs = source_pairs("seen", target, trained)
+    pairs = source_pairs("seen", target, trained, 0)
     assert len(pairs) == len(set(pairs)) == expected
     assert all(a != b and not {a, b} & {"en", *target} for a, b in pairs)
 
 
+def test_a_fixed_number_of_source_pairs_is_that_of_a_target_of_two_trained_languages() -> None:
+    fixed = {}
+    for target in (("fr", "es"), ("fr", "en"), ("sw", "cy")):
+        pairs, seen = (source_pairs(setting, target, REFERENCE, 3) for setting in ("seen_fixed_k", "seen"))
+        assert len(set(pairs)) == 30  # 6 * 5, where `seen` has 30, 42 and 56
+        assert set(pairs) <= set(seen)
+        fixed[target] = pairs
+    assert set(fixed["fr", "es"]) != set(fixed["sw", "cy"])
+    assert source_pairs("seen_fixed_k", ("sw", "cy"), REFERENCE, 3) == fixed["sw", "cy"]
+    assert source_pairs("seen_fixed_k", ("sw", "cy"), REFERENCE, 4) != fixed["sw", "cy"]
+    for trained in (("en",), ("en", "fr"), ("fr", "es", "de")):
+        assert source_pairs("seen_fixed_k", ("fr", "es"), trained, 0) == []
+
+
 def test_the_other_settings_read_one_prompt_or_none() -> None:
     trained = ("en", "fr", "es")
-    assert source_pairs("tgt", ("fr", "es"), trained) == [("fr", "es")]
-    assert source_pairs("tgt_tgt", ("fr", "es"), trained) == []
-    assert source_pairs("en_en", ("fr", "es"), trained) == [("en", "en")]
-    assert source_pairs("en_en", ("fr", "es"), ("fr", "es")) == []
-    assert source_pairs("self", ("fr", "es"), trained) == [("es", "es")]
-    assert source_pairs("self", ("fr", "en"), trained) == []
+    assert source_pairs("tgt", ("fr", "es"), trained, 0) == [("fr", "es")]
+    assert source_pairs("tgt_tgt", ("fr", "es"), trained, 0) == []
+    assert source_pairs("src_matched", ("fr", "es"), trained, 0) == []
+    assert source_pairs("en_en", ("fr", "es"), trained, 0) == [("en", "en")]
+    assert source_pairs("en_en", ("fr", "es"), ("fr", "es"), 0) == []
+    assert source_pairs("self", ("fr", "es"), trained, 0) == [("es", "es")]
+    assert source_pairs("self", ("fr", "en"), trained, 0) == []
 
 
 @pytest.mark.parametrize(

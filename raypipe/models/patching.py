@@ -90,7 +90,7 @@ class Patcher:
         width: d.
 
     Raises:
-        ModelError: the model's blocks cannot be found, or the path `fast` was asked for and does not hold.
+        ModelError: the model's blocks cannot be found or are less than two, or the path `fast` was asked for and does not hold.
         InputError: an unknown path, or no prompt in a batch.
     """
 
@@ -108,6 +108,8 @@ class Patcher:
         ends = getattr(model.generation_config, "eos_token_id", None)
         self._ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
         self._closing: dict[int, bool] = {}
+        if self.blocks < 2:
+            raise ModelError(f"{type(model).__name__} holds one block; patching needs one and another that reads it")
         self.path: Literal["fast", "hook"] = "hook"
         self.path_reason = "asked for"
         if path != "hook":
@@ -155,7 +157,7 @@ class Patcher:
             InputError: not as many lists of wanted pieces as prompts, or a prompt is longer than the model's positions.
             ModelError: the model's logits are not numbers.
         """
-        return self._score(prompts, [], wanted, generate, [self.blocks - 1])[0]
+        return self._score(prompts, [], wanted, generate, [self.blocks - 1], self.blocks)[0]
 
     def patched(
         self,
@@ -164,6 +166,7 @@ class Patcher:
         wanted: Sequence[Ints],
         generate: int = 0,
         layers: Sequence[int] | None = None,
+        window: int | None = None,
     ) -> list[list[Scored]]:
         """What the model says behind the prompts when its states at their positions are replaced.
 
@@ -176,6 +179,7 @@ class Patcher:
             wanted: per prompt the pieces whose log-probability is kept, [m].
             generate: most new pieces of an answer.
             layers: the start layers; None takes all, 0..L-1.
+            window: outputs that are replaced, from the start layer on; None takes all behind it.
 
         Returns:
             Per setting, per start layer in the order given, what the model says.
@@ -195,7 +199,7 @@ class Patcher:
                 raise InputError(
                     f"states to put in: shape {setting.shape}, expected {shape} (prompts, blocks but the last, width)"
                 )
-        return self._score(prompts, states, wanted, generate, chosen)[1]
+        return self._score(prompts, states, wanted, generate, chosen, window or self.blocks)[1]
 
     def _score(
         self,
@@ -204,6 +208,7 @@ class Patcher:
         wanted: Sequence[Ints],
         generate: int,
         layers: list[int],
+        window: int,
     ) -> tuple[Scored, list[list[Scored]]]:
         import torch
 
@@ -222,13 +227,18 @@ class Patcher:
                 self._listen(run, run.logits, ids, generate if last in layers else 0, [clean], rows)
                 if not found or set(layers) <= {last}:
                     continue
-                self._causal.part = "slots"
-                new = [run.states if of is None else torch.from_numpy(of[rows]).to(run.states) for of in states]
-                run.repeat(len(new))
-                ready = run.prepare(torch.cat(new))
-                self._causal.part = "patched"
+                new = torch.cat(
+                    [run.states if of is None else torch.from_numpy(of[rows]).to(run.states) for of in states]
+                )
+                run.repeat(len(states))
+                ready = None
                 # Descending: a run with a lower start overwrites what one with a higher start reads.
                 for j in sorted(set(layers) - {last}, reverse=True):
+                    to_the_end = j + window >= last  # then one set of slots serves every start
+                    if ready is None or not to_the_end:
+                        self._causal.part = "slots"
+                        ready = run.prepare(new, range(last) if to_the_end else range(j, j + window))
+                    self._causal.part = "patched"
                     into = [of_setting[layers.index(j)] for of_setting in found]
                     self._listen(run, run.patched(j, ready), ids, generate, into, rows)
         return clean, found

@@ -34,11 +34,11 @@ class Run(Protocol):
     def repeat(self, count: int) -> None:
         """Lets every prompt stand `count` times from now on, one whole batch after the other: B becomes `count` times as many."""
 
-    def prepare(self, states: torch.Tensor) -> Any:
-        """What `patched` needs of one setting's states, [B, L - 1, D]."""
+    def prepare(self, states: torch.Tensor, blocks: range) -> Any:
+        """What `patched` needs where the outputs of these blocks become those of `states`, [B, L - 1, D]."""
 
     def patched(self, start: int, prepared: Any) -> torch.Tensor:
-        """Logits float32 [B, V] with the outputs of blocks `start`, `start` + 1, ... at p replaced."""
+        """Logits float32 [B, V] with the outputs at p replaced of those blocks that are prepared and not before `start`."""
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits float32 [B, V] after one more piece of each prompt, int64 [B], of what ran last."""
@@ -119,11 +119,11 @@ class CachedRun:
         for layer in self._slots:
             layer.repeat(count)
 
-    def prepare(self, states: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Slot p of every block when the outputs of all blocks before it are `states`."""
+    def prepare(self, states: torch.Tensor, blocks: range) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Slot p of every block when the outputs of `blocks` are `states`."""
         clean = [layer.take(self._p) for layer in self._slots]
         self._place.at = self._p
-        forced = {block: lambda _, block=block: states[:, block - 1, None] for block in range(1, len(self._slots))}
+        forced = {block + 1: lambda _, block=block: states[:, block, None] for block in blocks}
         with self._causal.hooked(forced, before=True):
             self._forward(self._ids[:, self._p, None], head=False)
         exchanged = [layer.take(self._p) for layer in self._slots]
@@ -160,21 +160,26 @@ class HookedRun:
     """
 
     def __init__(self, causal: Causal, ids: torch.Tensor, p: int):
-        self._causal, self._prompt, self._p = causal, ids, p
-        self.states = torch.empty(0)
-        self.logits = self.patched(0, None)
+        self._causal, self._prompt, self._ids, self._p = causal, ids, ids, p
+        kept: list[torch.Tensor] = []
+        looks = dict.fromkeys(range(len(causal.blocks) - 1), lambda state: kept.append(state[:, p].clone()))
+        with causal.hooked(looks):
+            self.logits = causal(ids, torch.ones_like(ids))
+        self.states = torch.stack(kept, dim=1)
+        self._new, self._blocks = self.states, range(0)
 
     def repeat(self, count: int) -> None:
         """As `Run`."""
         self._prompt = self._prompt.repeat(count, 1)
 
-    def prepare(self, states: torch.Tensor) -> torch.Tensor:
+    def prepare(self, states: torch.Tensor, blocks: range) -> tuple[torch.Tensor, range]:
         """As `Run`."""
-        return states
+        return states, blocks
 
-    def patched(self, start: int, prepared: torch.Tensor | None) -> torch.Tensor:
-        """As `Run`; without states the clean run."""
-        self._ids, self._start, self._new = self._prompt, start, prepared
+    def patched(self, start: int, prepared: tuple[torch.Tensor, range]) -> torch.Tensor:
+        """As `Run`."""
+        self._ids, self._new = self._prompt, prepared[0]
+        self._blocks = range(max(start, prepared[1].start), prepared[1].stop)
         return self._forward()
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
@@ -183,21 +188,13 @@ class HookedRun:
         return self._forward()
 
     def _forward(self) -> torch.Tensor:
-        kept: dict[int, torch.Tensor] = {}
-
-        def look(block: int) -> Any:
-            def at_p(state: torch.Tensor) -> torch.Tensor | None:
-                kept[block] = state[:, self._p].clone()
-                if self._new is None:
-                    return None
+        def put_in(block: int) -> Any:
+            def at_p(state: torch.Tensor) -> torch.Tensor:
                 state = state.clone()
                 state[:, self._p] = self._new[:, block]
                 return state
 
             return at_p
 
-        with self._causal.hooked({block: look(block) for block in range(self._start, len(self._causal.blocks) - 1)}):
-            logits = self._causal(self._ids, torch.ones_like(self._ids))
-        if not self.states.numel():
-            self.states = torch.stack([kept[block] for block in range(len(kept))], dim=1)
-        return logits
+        with self._causal.hooked({block: put_in(block) for block in self._blocks}):
+            return self._causal(self._ids, torch.ones_like(self._ids))

@@ -13,6 +13,7 @@ import numpy as np
 
 from raypipe.errors import GridError, InputError, RunError
 from raypipe.grid import Grid
+from raypipe.gridpatching import MATCHED
 from raypipe.interop.lines import csv_rows
 from raypipe.rundir import RunDir
 from raypipe.science.answers import LABELS
@@ -47,7 +48,7 @@ def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting:
         raise RunError(
             f"{run.path}: its grid names no patching.table, so there are no answers; give a run of concept patching"
         )
-    if setting not in (known := (*grid.patching.settings, THIRD)):
+    if setting not in (known := [name for name in (*grid.patching.settings, THIRD) if name != MATCHED]):
         raise GridError(f"--setting {setting}: expected one of the run's, {', '.join(known)}")
     key = sheet.with_suffix(".key.csv")
     for file in (sheet, key):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from raypipe.errors import ModelError, RunError
 from raypipe.grid import Grid
-from raypipe.gridpatching import source_pairs
+from raypipe.gridpatching import MATCHED, source_pairs
 from raypipe.models.locate import Checkpoint
 from raypipe.models.schedule import progress
 from raypipe.rundir import Cell, RunDir, digest
@@ -39,6 +39,7 @@ FIELDS = (
     "patching.generate",
     "patching.resamples",
     "patching.path",
+    "patching.window",
     "dtype.compute",
     "resources.threads",
 )
@@ -208,9 +209,8 @@ class _Checkpoint:
     def _outcomes(self, direction: Direction, target: Target) -> list[Outcome]:
         generate, asked = self._grid.patching.generate, self._prompts_of("target", direction)
         clean_source = self._patcher.unpatched(self._prompts_of("source", direction), target.wanted, generate)
-        sources: dict[str, Sources] = {
-            setting: tuple(source_pairs(setting, direction, self._trained)) for setting in self._grid.patching.settings
-        }
+        settings = self._grid.patching.settings
+        sources: dict[str, Sources] = {setting: self._sources(setting, direction) for setting in settings}
         put_in: dict[str, States | None] = {}
         for setting, of_setting in sources.items():
             if setting == "tgt_tgt":
@@ -223,11 +223,15 @@ class _Checkpoint:
         if seen is not None:
             put_in[THIRD] = seen[[row["third_pair"] for row in self._pairs]]
         if put_in:
-            patched = self._patcher.patched(asked, list(put_in.values()), target.wanted, generate)
+            window = self._grid.patching.window
+            patched = self._patcher.patched(asked, list(put_in.values()), target.wanted, generate, window=window)
             clean_target = patched[0][-1]  # the last start layer changes nothing that is read
         else:
             patched, clean_target = [], self._patcher.unpatched(asked, target.wanted, generate)
         outcomes = [self._outcome("src_unpatched", -1, clean_source), self._outcome("tgt_unpatched", -1, clean_target)]
+        if MATCHED in settings:
+            matched = self._patcher.unpatched(self._prompts_of("matched", direction), target.wanted, generate)
+            outcomes.append(self._outcome(MATCHED, -1, matched))
         for (setting, states), layers in zip(put_in.items(), patched, strict=True):
             averaged = sources.get("seen" if setting == THIRD else setting, ())
             overlap = target.overlap(averaged) if averaged and setting != THIRD else None
@@ -243,12 +247,15 @@ class _Checkpoint:
         texts = decode(self._tokenizer, scored.answers)
         return Outcome(setting, layer, scored.logprobs, scored.answers, texts, sources, overlap)
 
+    def _sources(self, setting: str, target: Direction) -> Sources:
+        return tuple(source_pairs(setting, target, self._trained, self._grid.patching.seed))
+
     def _read_sources(self, targets: Sequence[Any]) -> None:
         """Mean source states of every setting of the targets; each source prompt is run once, and only the sums are kept."""
         needed = {
-            tuple(pairs)
+            pairs
             for setting, target in product(self._grid.patching.settings, targets)
-            if setting != "tgt" and (pairs := source_pairs(setting, target, self._trained))
+            if setting != "tgt" and (pairs := self._sources(setting, target))
         } - set(self._means)
         sums: dict[Sources, States] = {}
         for pair in sorted({pair for of_setting in needed for pair in of_setting}):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypipe.gridpatching import ENGLISH
+from raypipe.gridpatching import ENGLISH, MATCHED
 from raypipe.interop.concepttable import Concept
 from raypipe.schema import arrow_schema
 from raypipe.science.answers import Known, cut_answer, label, matches
@@ -115,11 +115,12 @@ class Target:
     def answers(self, keys: Row, outcomes: Sequence[Outcome]) -> pa.Table:
         """The table `patching_answers`."""
         rows = defaultdict[str, list[Any]](list)
-        known = {role: [self._known(row, role) for row in self._pairs] for role in ("source", "target")}
+        roles = {"src_unpatched": "source", MATCHED: "matched"}
+        known = {role: [self._known(row, role) for row in self._pairs] for role in ("source", "matched", "target")}
         first = [frozenset(self._sets[row["source_concept"]][self._out]) for row in self._pairs]
         seen: dict[tuple[Any, ...], tuple[bool, bool, str]] = {}
         for outcome in outcomes:
-            role = "source" if outcome.setting == "src_unpatched" else "target"
+            role = roles.get(outcome.setting, "target")
             for n, (raw, ids) in enumerate(zip(outcome.texts, outcome.answers, strict=True)):
                 cut, closed = cut_answer(raw)
                 starts = bool(len(ids)) and int(ids[0]) in first[n]
@@ -150,7 +151,10 @@ class Target:
             english=source.forms[ENGLISH] if ENGLISH in others else (),
             wrong_language=tuple(form for x in others if x != ENGLISH for form in source.forms[x]),
             senses=tuple(form for concept in meanings for form in concept.forms[self._out]),
-            shots=tuple(self._concepts[shot].forms[self._out][0] for shot in row[f"{role}_shots"]),
+            shots=tuple(
+                self._concepts[shot].forms[self._out][0]
+                for shot in row["source_shots" if role == "source" else "target_shots"]
+            ),
         )
 
     def strata(self, sub_tokens: Sequence[int]) -> dict[str, list[str]]:

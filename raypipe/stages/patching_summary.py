@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypipe.grid import Grid
+from raypipe.gridpatching import MATCHED
 from raypipe.models.locate import RANDOM
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import TABLES, make_table
@@ -34,6 +35,7 @@ from raypipe.science.patching import (
 
 Row = dict[str, Any]
 SOURCE, TARGET, THIRD = "src_unpatched", "tgt_unpatched", "third"
+UNPATCHED = (SOURCE, TARGET, MATCHED)
 FLAT = ("curves", "checkpoints", "transitions", "strata")
 COSTS = "costs"
 PLACES = {name: f"patching/{name}.parquet" for name in (*FLAT, COSTS)}
@@ -211,7 +213,7 @@ def runs_of(grid: Grid, tables: Mapping[str, pa.Table], out: str) -> Runs:
 
 
 def _patched(runs: Runs) -> Iterator[tuple[str, _Run]]:
-    return ((setting, run) for setting, run in runs.items() if setting not in (SOURCE, TARGET))
+    return ((setting, run) for setting, run in runs.items() if setting not in UNPATCHED)
 
 
 def _effect(runs: Runs, setting: str) -> FloatArray | None:
@@ -229,9 +231,9 @@ def split_layers(runs: Runs, setting: str) -> NDArray[np.int64]:
 
 def _curves(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
     for setting, run in runs.items():
-        effect = None if setting in (SOURCE, TARGET) else _effect(runs, setting)
+        effect = None if setting in UNPATCHED else _effect(runs, setting)
         for at in range(len(run.source)):
-            layer = -1 if setting in (SOURCE, TARGET) else at
+            layer = -1 if setting in UNPATCHED else at
             measures: list[tuple[str, str | None, Interval]] = [
                 ("p_source", None, mean(run.source[at], weights)),
                 ("p_target", None, mean(run.target[at], weights)),
@@ -262,7 +264,7 @@ def _spread(name: str, found: Interval) -> Row:
 def _checkpoints(grid: Grid, runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
     empty: Row = dict.fromkeys(column.name for column in TABLES["patching_checkpoints"])
     empty |= keys | {"n_pairs": weights.shape[1], "null_reason": ""}
-    for setting in (SOURCE, TARGET):
+    for setting in (setting for setting in UNPATCHED if setting in runs):
         run = runs[setting]
         yield empty | {"setting": setting} | _at_layers(run, np.zeros(weights.shape[1], np.int64), weights)
     for setting in grid.patching.settings:
@@ -319,7 +321,7 @@ def _transitions(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
 
 def _strata(runs: Runs, keys: Row, weights: FloatArray, levels: Mapping[str, Sequence[str]]) -> Iterator[Row]:
     for setting, run in runs.items():
-        unpatched = setting in (SOURCE, TARGET)
+        unpatched = setting in UNPATCHED
         layers = np.zeros(weights.shape[1], np.int64) if unpatched else split_layers(runs, setting)
         effect = None if unpatched else _effect(runs, setting)
         values = {"p_source": held_out(run.source, layers), "accuracy": held_out(run.exact, layers)}

@@ -13,7 +13,7 @@ from typing import Any
 from raypipe import toy
 from raypipe.errors import GridError, InputError
 from raypipe.grid import Grid
-from raypipe.gridpatching import source_pairs
+from raypipe.gridpatching import MATCHED, source_pairs
 from raypipe.interop.concepttable import NATIVE_NAMES, Concept, ConceptTable, read_concepts
 from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
 from raypipe.rundir import Cell, RunDir, digest
@@ -99,10 +99,12 @@ def names(grid: Grid) -> dict[str, str]:
 def wanted(grid: Grid, model: str) -> list[tuple[str, Direction]]:
     """The (role, languages) of the prompts that a model is given, each once."""
     targets, trained = grid.patching.directions(grid.languages), trained_on(grid, model)
+    settings, seed = grid.patching.settings, grid.patching.seed
     sources = [("source", target) for target in targets]
-    for setting in grid.patching.settings:
-        sources += [("source", pair) for target in targets for pair in source_pairs(setting, target, trained)]
-    return [*(("target", target) for target in targets), *dict.fromkeys(sources)]
+    for setting in settings:
+        sources += [("source", pair) for target in targets for pair in source_pairs(setting, target, trained, seed)]
+    asked = ("target", *(["matched"] if MATCHED in settings else []))
+    return [*((role, target) for role in asked for target in targets), *dict.fromkeys(sources)]
 
 
 def read_table(grid: Grid) -> ConceptTable:
@@ -243,8 +245,9 @@ def _prompt_rows(
 
     forms, called = {c.id: c.forms for c in concepts}, names(grid)
     for role, (a, b) in wanted(grid, model):
-        words = [forms[row[f"{role}_concept"]][a][0] for row in pairs]
-        shown = [[(forms[s][a][0], forms[s][b][0]) for s in row[f"{role}_shots"]] for row in pairs]
+        asked, before = ("source", "target") if role == "matched" else (role, role)
+        words = [forms[row[f"{asked}_concept"]][a][0] for row in pairs]
+        shown = [[(forms[s][a][0], forms[s][b][0]) for s in row[f"{before}_shots"]] for row in pairs]
         texts = [prompt(s, word, called[a], called[b]) for s, word in zip(shown, words, strict=True)]
         for row, text, ids in zip(pairs, texts, encode(tokenizer, texts, words), strict=True):
             yield {

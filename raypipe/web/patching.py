@@ -16,6 +16,7 @@ _NAMES = {
     _NULL: "third concept (null)",
     "src_unpatched": "unpatched, asked for s",
     "tgt_unpatched": "unpatched, asked for t",
+    "src_matched": "unpatched, asked for s behind the shots of t",
 }
 _ALL = "all targets"
 _PANELS = 12  # targets that have a panel of their own
