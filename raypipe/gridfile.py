@@ -24,6 +24,7 @@ FILES = (
         ("similarity", "concept_table"),
         ("similarity", "am2ico"),
         ("patching", "table"),
+        ("patching", "frequencies"),
     ),
 )
 ALIASED = 10  # values that a character of a grid may stand for

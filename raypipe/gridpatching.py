@@ -28,6 +28,11 @@ class PatchingSettings(Part):
         "all",
         description="Prompts that are patched: all ordered pairs of languages, or a list such as [fr-es] (from French to Spanish).",
     )
+    frequencies: str | None = Field(
+        None,
+        description="Words of a language with their counts, `word count` per line, {lang} in the file's name: strata are then also by the "
+        "tercile of the word of s in I; targets from a language without a file have none.",
+    )
     names: dict[str, str] = Field(
         {}, description="How languages call themselves in prompts, where the built-in name is missing or another."
     )

@@ -167,7 +167,7 @@ PATCHING: dict[str, tuple[Column, ...]] = {
             "stratum",
             _STR,
             "form (of s: cognate, false_friend, different), polysemy (rows of the table that share its word), sub_tokens, "
-            "form_overlap, shot_collision or partial_char",
+            "frequency (tercile of its count in `patching.frequencies`), form_overlap, shot_collision or partial_char",
         ),
         Column("level", _STR, "its value"),
         Column("measure", _STR, "p_source, effect or accuracy, at the split-half layers"),

@@ -6,6 +6,7 @@ import pytest
 
 from raypipe.errors import InputError
 from raypipe.interop.concepttable import NATIVE_NAMES, Concept, read_concepts
+from raypipe.interop.lines import read_counts
 
 
 def table(tmp_path: Path, text: str | bytes) -> Path:
@@ -95,3 +96,16 @@ def test_the_table_of_core_synsets_loads_as_it_is(shared: Path) -> None:
     assert len(read.concepts) + read.dropped == 3625
     assert read.concepts[0].forms["de"][0] == "Tier"
     assert set(languages) <= set(NATIVE_NAMES)
+
+
+def test_counts_of_words_are_read_and_a_broken_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("chat 5\nchien\t12\n", encoding="utf-8")
+    assert read_counts(tmp_path / "c.txt") == {"chat": 5, "chien": 12}
+    for line, message in (
+        ("chat 7", "'chat 7'; expected a word that stands nowhere else, and its count"),
+        ("chat noir 7", "'chat noir 7'; expected a word"),
+        ("lait many", "count 'many' is not an integer >= 0"),
+    ):
+        (tmp_path / "c.txt").write_text(f"chat 5\n{line}\n", encoding="utf-8")
+        with pytest.raises(InputError, match=f"c.txt:2: {message}"):
+            read_counts(tmp_path / "c.txt")

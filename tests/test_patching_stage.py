@@ -523,6 +523,40 @@ def test_known_forms_of_a_pair_come_from_the_table() -> None:
     assert target.overlap([("de", "en")]) == [1.0]
 
 
+def test_words_are_told_apart_by_the_tercile_of_their_count() -> None:
+    from raypipe.interop.concepttable import Concept
+
+    concepts = {f"c{i}": Concept(f"c{i}", {"fr": (f"w{i}",), "es": (f"v{i}",)}) for i in range(7)}
+    row = {"target_concept": "c0", "third_concept": "c0", "source_shots": [], "target_shots": [], "shot_collision": []}
+    pairs = [row | {"source_concept": f"c{i}", "partial_char": False} for i in range(7)]
+    sets = {c: dict.fromkeys(("fr", "es"), (i,)) for i, c in enumerate(concepts)}
+    target = Target(pairs, concepts, sets, ("fr", "es"), ("fr", "es"))
+    # Of the counts 1 to 6 a third each ends at 2.67 and 4.33.
+    counts = {f"w{i}": i for i in range(1, 7)}
+    expected = ["not listed", "low", "low", "middle", "middle", "high", "high"]
+    assert target.strata([1] * 7, counts)["frequency"] == expected
+    assert target.strata([1] * 7, {})["frequency"] == ["not listed"] * 7
+    assert "frequency" not in target.strata([1] * 7)
+
+
+def test_counts_of_words_are_part_of_the_fingerprint(patching_world: World, tmp_path: Path) -> None:
+    models = [{"name": "tiny", "path": str(patching_world.path / "model"), "revisions": "step-10"}]
+    grid = patching_world.grid(settings=["tgt"], frequencies=str(tmp_path / "{lang}.txt"), grid={"models": models})
+    refused(
+        InputError, r"\{lang\}.txt: no such file for any language; check patching.frequencies", grid, tmp_path / "r"
+    )
+    (tmp_path / "de.txt").write_text("".join(f"{word('de', c)} {c}\n" for c in range(CONCEPTS)))
+    raypipe.run(grid, tmp_path / "r", "inprocess")
+    run = raypipe.run(grid, tmp_path / "r", "inprocess")
+    strata = run.patching("strata").to_pandas()
+    of = strata[(strata.stratum == "frequency") & (strata.setting == "tgt") & (strata.measure == "accuracy")]
+    assert set(of.target_in) == {"de"}
+    assert of.n_pairs.sum() == PAIRS
+    (tmp_path / "de.txt").write_text(f"{word('de', 0)} 5\n")
+    with pytest.raises(raypipe.pipeline.FingerprintMismatch, match="word counts"):
+        raypipe.run(grid, tmp_path / "r", "inprocess")
+
+
 # --- what is refused
 
 

@@ -117,6 +117,24 @@ def read_words(path: PathText) -> list[list[str]]:
     return found
 
 
+def read_counts(path: PathText) -> dict[str, int]:
+    """Words with their counts, `word count` per line.
+
+    Raises:
+        InputError: FILE:LINE of a line that is anything else, or of a word that stands there twice.
+    """
+    found: dict[str, int] = {}
+
+    def parse(_: int, line: str) -> None:
+        word, count = fields if len(fields := line.split()) == 2 else ("", line)
+        if not word or word in found:
+            raise BadLine(f"{line!r}; expected a word that stands nowhere else, and its count")
+        found[word] = natural("count", count)
+
+    parse_lines(path, parse)
+    return found
+
+
 def natural(name: str, text: str, most: int = INT32_MAX) -> int:
     """An integer >= 0 written in ASCII digits.
 

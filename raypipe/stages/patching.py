@@ -14,17 +14,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.errors import ModelError, RunError
+from raypipe.errors import InputError, ModelError, RunError
 from raypipe.grid import Grid
 from raypipe.gridpatching import MATCHED, source_pairs
+from raypipe.interop.lines import read_counts
 from raypipe.models.locate import Checkpoint
 from raypipe.models.schedule import progress
-from raypipe.rundir import Cell, RunDir, digest
+from raypipe.rundir import Cell, RunDir, digest, file_digest
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.patching_rows import Outcome, Target
 from raypipe.stages.patching_summary import summarise
@@ -60,8 +62,24 @@ def cells(plan: Plan, prompts: list[Cell]) -> list[Cell]:
         inputs = {"prompts": of_model.fingerprint, "model weights": plan.weights[checkpoint.model, checkpoint.revision]}
         own = fields | {"models.trained_on": list(trained_on(plan.grid, checkpoint.model))}
         for target in plan.grid.patching.directions(plan.grid.languages):
-            made.append(replace(_cell_key(checkpoint, target), fields=own, inputs=inputs))
+            counts = word_counts(plan.grid, target[0])
+            more = {"word counts": file_digest(counts)} if counts else {}
+            made.append(replace(_cell_key(checkpoint, target), fields=own, inputs=inputs | more))
     return made
+
+
+def word_counts(grid: Grid, language: str) -> Path | None:
+    """The file with the counts of a language's words, if the grid names one.
+
+    Raises:
+        InputError: No language has one.
+    """
+    if (pattern := grid.patching.frequencies) is None:
+        return None
+    files = {of: Path(pattern.replace("{lang}", of)) for of in grid.languages}
+    if not any(file.is_file() for file in files.values()):
+        raise InputError(f"{pattern}: no such file for any language; check patching.frequencies")
+    return files[language] if files[language].is_file() else None
 
 
 def run(context: Context, left: list[Cell]) -> None:
@@ -193,7 +211,9 @@ class _Checkpoint:
         }
         tables = {"scores": target.scores(keys, outcomes), "answers": target.answers(keys, outcomes)}
         pieces = self._rows("source", direction, ["n_sub_word"]).column(0).to_pylist()
-        tables |= summarise(self._grid, self._pairs, keys, tables, target.strata(pieces))
+        counts = word_counts(self._grid, direction[0])
+        strata = target.strata(pieces, read_counts(counts) if counts else None)
+        tables |= summarise(self._grid, self._pairs, keys, tables, strata)
         places = {f"{item['folder']}/{name}.parquet": table for name, table in tables.items()}
         after = self._patcher.token_forwards
         return {

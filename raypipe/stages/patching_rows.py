@@ -157,8 +157,13 @@ class Target:
             ),
         )
 
-    def strata(self, sub_tokens: Sequence[int]) -> dict[str, list[str]]:
-        """Per stratum the level of each pair (section 5); `sub_tokens` are those of s in the source prompt of (I, O)."""
+    def strata(self, sub_tokens: Sequence[int], counts: Mapping[str, int] | None = None) -> dict[str, list[str]]:
+        """Per stratum the level of each pair (section 5).
+
+        Args:
+            sub_tokens: Of s in the source prompt of (I, O).
+            counts: Of words of I; without them there is no stratum of frequency.
+        """
         found = defaultdict[str, list[str]](list)
         for row, pieces in zip(self._pairs, sub_tokens, strict=True):
             source = self._concepts[row["source_concept"]]
@@ -170,6 +175,14 @@ class Target:
             found["sub_tokens"].append(str(pieces) if pieces < 3 else "3+")
             found["shot_collision"].append(str(self._out in row["shot_collision"]).lower())
             found["partial_char"].append(str(row["partial_char"]).lower())
+        if counts is not None:
+            words = [self._concepts[row["source_concept"]].forms[self._in][0] for row in self._pairs]
+            listed = [counts[word] for word in words if word in counts]
+            ends = np.quantile(listed, [1 / 3, 2 / 3]) if listed else np.zeros(2)
+            names = ("low", "middle", "high")
+            found["frequency"] = [
+                names[int(np.searchsorted(ends, counts[word]))] if word in counts else "not listed" for word in words
+            ]
         return dict(found)
 
     def _table(self, name: str, keys: Row, outcomes: Sequence[Outcome], columns: Mapping[str, Any]) -> pa.Table:
