@@ -1,0 +1,232 @@
+"""Ray clusters that may be hurt: a head without work and two workers, of this process's own or in network namespaces."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .drivers import FORK
+
+HEARTBEAT = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Ray's settings for noticing losses, tightened so that a run takes seconds: a silent node is dead after 8 s, a silent head after 5 s."""
+SILENT_SECONDS = 12.0
+"""Longer than a silent node lives."""
+WORKERS = 2
+STORE_BYTES = 100 * 2**20
+RAYS_OWN = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "StatsActor", "ActorLocationTracker", "AutoscalingCoordinator")
+"""Processes that Ray keeps beside a driver or for the next one, by their titles."""
+
+
+class LocalCluster:
+    """Nodes of `ray.cluster_utils.Cluster`, kept by a process of their own."""
+
+    namespace: str | None = None
+
+    def __init__(self, env: Mapping[str, str], gpus: tuple[int, ...] = (0,) * WORKERS) -> None:
+        self._pipe, there = FORK.Pipe()
+        self._keeper: Any = FORK.Process(target=_keep, args=(there, dict(env), gpus))
+        self._keeper.start()
+        self._services: list[list[int]]
+        self.address: str
+        self.address, self._services = self._pipe.recv()
+        self._hurt: set[int] = set()
+
+    def raylet(self, node: int) -> int:
+        """The pid of a node's raylet; node 0 is the head."""
+        return next(pid for pid in self._services[node] if psutil.Process(pid).name() == "raylet")
+
+    def hurt(self, node: int) -> None:
+        """Says that what is left of a node is to be counted."""
+        self._hurt.add(node)
+
+    def pids(self, node: int) -> list[int]:
+        """Every living process of a node, services first."""
+        found = list[int]()
+        for pid in self._services[node]:
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                found += [pid, *(child.pid for child in process.children(recursive=True))]
+        return found
+
+    def is_ours(self, process: psutil.Process) -> bool:
+        """Whether a process belongs to a node that was not hurt and is none of a driver's workers."""
+        living = {pid for node in range(len(self._services)) if node not in self._hurt for pid in self.pids(node)}
+        return process.pid in living and not _works(process)
+
+    def mend(self) -> None:
+        """Puts a new node in the place of each that was hurt; a new cluster in the place of one without a head."""
+        self._pipe.send(sorted(self._hurt))
+        self.address, self._services = self._pipe.recv()
+        self._hurt.clear()
+
+    def close(self) -> None:
+        """Ends every node."""
+        self._pipe.send(None)
+        self._keeper.join()
+
+
+def _works(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        title = " ".join(process.cmdline())
+        return title.startswith("ray::") and not title.removeprefix("ray::").lstrip("_").startswith(RAYS_OWN)
+    return False
+
+
+def _keep(pipe: Any, env: dict[str, str], gpus: tuple[int, ...]) -> None:
+    """Starts the nodes and replaces those that it is told to, until it is told None."""
+    os.environ.update(env)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 2)
+    from ray.cluster_utils import Cluster
+
+    cluster: Any = None
+    nodes: list[Any] = []
+    lost: list[int] | None = [0]
+    while lost is not None:
+        if 0 in lost:
+            if cluster is not None:
+                for node in nodes:
+                    node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            cluster = Cluster(
+                initialize_head=True,
+                head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},
+            )
+            nodes, lost = [cluster.head_node], list(range(1, 1 + len(gpus)))
+        for number in lost:
+            if number < len(nodes):
+                cluster.remove_node(nodes[number], allow_graceful=False)
+            added = cluster.add_node(num_cpus=1, num_gpus=gpus[number - 1], object_store_memory=STORE_BYTES)
+            nodes[number : number + 1] = [added]
+        services = [
+            [service.process.pid for kind in node.all_processes.values() for service in kind if service.process]
+            for node in nodes
+        ]
+        pipe.send((cluster.address, services))
+        while not pipe.poll(0.2):  # a dead raylet that nobody waits for would keep its workers from ending
+            for node in nodes:
+                node.any_processes_alive()
+        lost = pipe.recv()
+    cluster.shutdown()
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+class NamespaceCluster:
+    """Nodes of `ray start`, each in a network namespace with an address of its own, joined by a bridge in another one."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env, self._tag = os.environ | env, f"chaos{os.getpid()}"
+        self.namespaces = [f"{self._tag}-{number}" for number in range(1 + WORKERS)]
+        self.namespace = self.namespaces[0]
+        self._ips = [f"10.213.7.{number + 1}" for number in range(1 + WORKERS)]
+        self.address = f"{self._ips[0]}:6379"
+        self._hurt: set[int] = set()
+        self._join()
+        for number in range(1 + WORKERS):
+            self._start(number)
+
+    def _join(self) -> None:
+        switch = f"{self._tag}-s"
+        _ip("netns", "add", switch)
+        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", switch, "link", "set", "bridge", "up")
+        for number, (name, own) in enumerate(zip(self.namespaces, self._ips, strict=True)):
+            _ip("netns", "add", name)
+            _ip("-n", switch, "link", "add", f"port{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("-n", switch, "link", "set", f"port{number}", "master", "bridge", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+            _ip("-n", name, "address", "add", f"{own}/24", "dev", "eth0")
+            _ip("-n", name, "link", "set", "eth0", "up")
+
+    def _start(self, number: int) -> None:
+        head = ("--head", "--port=6379", "--include-dashboard=false", "--num-cpus=0")
+        role = (f"--address={self.address}", "--num-cpus=1") if number else head
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={self._ips[number]}", *role]
+        started = subprocess.run(
+            ["ip", "netns", "exec", self.namespaces[number], *command, f"--object-store-memory={STORE_BYTES}"],
+            env=self._env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if started.returncode:
+            raise RuntimeError(f"ray start in {self.namespaces[number]}: {started.stdout[-2000:]}{started.stderr[-2000:]}")
+
+    def cut(self, node: int, seconds: float) -> None:
+        """Takes a node's link down, and up again after some time."""
+        for state in ("down", "up"):
+            _ip("-n", f"{self._tag}-s", "link", "set", f"port{node}", state)
+            if state == "down":
+                time.sleep(seconds)
+
+    def hurt(self, node: int) -> None:
+        """Says that what is left of a node is to be counted."""
+        self._hurt.add(node)
+
+    def pids(self, node: int) -> list[int]:
+        """Every living process of a node."""
+        return sorted(map(int, _ip("netns", "pids", self.namespaces[node]).split()))
+
+    def is_ours(self, process: psutil.Process) -> bool:
+        """Whether a process belongs to a node that was not hurt and is none of a driver's workers."""
+        living = {pid for node in range(1 + WORKERS) if node not in self._hurt for pid in self.pids(node)}
+        return process.pid in living and not _works(process)
+
+    def mend(self) -> None:
+        """Starts again each node that was hurt."""
+        for node in sorted(self._hurt):
+            self._end(node)
+            self._start(node)
+        self._hurt.clear()
+
+    def _end(self, node: int) -> None:
+        for pid in self.pids(node):
+            with suppress(ProcessLookupError):
+                os.kill(pid, 9)
+
+    def close(self) -> None:
+        """Ends every node and takes the namespaces away."""
+        for node in range(1 + WORKERS):
+            self._end(node)
+        for name in (*self.namespaces, f"{self._tag}-s"):
+            _ip("netns", "delete", name)
+
+
+def refusal() -> str:
+    """Why this machine cannot have network namespaces of its own; nothing where it can."""
+    if not Path("/usr/sbin/ip").exists() and not Path("/sbin/ip").exists():
+        return "network namespaces: the command ip (iproute2) is absent"
+    name = f"chaos{os.getpid()}-t"
+    try:
+        _ip("netns", "add", name)
+        _ip("netns", "delete", name)
+    except subprocess.CalledProcessError as error:
+        return f"network namespaces: the kernel refuses ({error.stderr.strip()})"
+    return ""
+
+
+@contextmanager
+def opened(kind: type[LocalCluster] | type[NamespaceCluster], env: Mapping[str, str]) -> Iterator[Any]:
+    """A cluster that is ended on leaving."""
+    cluster = kind(env)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
