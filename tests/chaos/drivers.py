@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ def enter(namespace: str | None) -> None:
 
 
 def _drive(
-    fields: dict[str, Any], run: str, address: str, env: Mapping[str, str], log: str, namespace: str | None
+    orders: Any, fields: dict[str, Any], address: str, env: Mapping[str, str], log: str, namespace: str | None
 ) -> None:
-    """The driver's process: says what the command would say, and ends as it would."""
+    """The driver's process: runs the grid into each place that it is told, and says what the command would say."""
     os.setsid()
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
@@ -40,28 +40,29 @@ def _drive(
     tempfile.tempdir = None
     enter(namespace)
     from raypipe import pipeline
+    from raypipe.cluster import Resources, connect
     from raypipe.errors import RaypipeError
     from raypipe.grid import Grid
 
-    code = 0
-    try:
-        pipeline.run(Grid(**fields), run, address)
-    except RaypipeError as error:
-        print(f"raypipe: {error}", flush=True)
-        code = 1
-    except BaseException:
-        traceback.print_exc()
-        code = 2
-    sys.stdout.flush()
-    os._exit(code)
+    with connect(address, Resources(workers=1, gpus_per_worker=0, threads=1, memory=0)):
+        while (run := orders.recv()) is not None:
+            code = 0
+            try:
+                pipeline.run(Grid(**fields), run, address)
+            except RaypipeError as error:
+                print(f"raypipe: {error}", flush=True)
+                code = 1
+            except BaseException:
+                traceback.print_exc()
+                code = 2
+            orders.send(code)
 
 
 class Driver:
-    """One driver.
+    """A process that drives one run after the other, over one connection to its cluster.
 
     Args:
         fields: The grid's.
-        run: Its run.
         address: Of the cluster, or `inprocess`.
         env: Environment variables of its own.
         log: The file for what it says.
@@ -69,32 +70,46 @@ class Driver:
     """
 
     def __init__(
-        self,
-        fields: dict[str, Any],
-        run: str | Path,
-        address: str,
-        env: Mapping[str, str],
-        log: Path,
-        namespace: str | None = None,
+        self, fields: dict[str, Any], address: str, env: Mapping[str, str], log: Path, namespace: str | None = None
     ) -> None:
-        self._log, self._said = log, log.stat().st_size if log.exists() else 0
-        arguments = (fields, str(run), address, dict(env), str(log), namespace)
-        self.process: Any = FORK.Process(target=_drive, args=arguments)
+        self._log, self._said = log, 0
+        self._orders, there = FORK.Pipe()
+        self.process: Any = FORK.Process(target=_drive, args=(there, fields, address, dict(env), str(log), namespace))
         self.process.start()
+        there.close()
         self.pid: int = self.process.pid
+
+    def begin(self, run: str | Path) -> bool:
+        """Starts a run; False if the process is gone."""
+        self._said = self._log.stat().st_size if self._log.exists() else 0
+        try:
+            self._orders.send(str(run))
+        except BrokenPipeError:
+            self.process.join()
+            return False
+        return True
 
     def lives(self) -> bool:
         """Whether it is still at work."""
-        return bool(self.process.is_alive())
+        return not self._orders.poll()
 
     def wait(self) -> int | None:
-        """How it ended (0, 1, 2 or a negative signal); None if it had to be killed for taking too long."""
-        self.process.join(DRIVER_SECONDS)
-        if self.process.is_alive():
+        """How the run ended (0, 1 or 2), or the process (a negative signal); None if it had to be killed for taking too long."""
+        if not self._orders.poll(DRIVER_SECONDS):
             self.process.kill()
             self.process.join()
             return None
-        return int(self.process.exitcode)
+        try:
+            return int(self._orders.recv())
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            return int(self.process.exitcode)
+
+    def close(self) -> None:
+        """Ends the process, if it lives."""
+        with suppress(BrokenPipeError):
+            self._orders.send(None)
+        self.process.join()
 
     def said(self) -> str:
         """Its reason for stopping, one line; nothing where it gave none."""

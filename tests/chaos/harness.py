@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -78,32 +78,40 @@ def _commit() -> str:
 
 
 class Scene:
-    """One run under way, as the faults see it."""
+    """Runs of one kind under way, as the faults see them; the driver serves the next run too if it lives."""
 
-    def __init__(self, world: World, cluster: Any, run: str | Path, env: Mapping[str, str]) -> None:
+    def __init__(self, world: World, cluster: Any, env: Mapping[str, str]) -> None:
         self.marks, self.cluster = world.marks, cluster
-        self.run: Any = run
         self._world, self._env, self._log = world, world.env | env, world.path / "driver.log"
-        self.driver: Driver
+        self.run: Any = None
+        self.driver: Any = None
 
     def start(self) -> None:
-        """Starts a driver."""
+        """Starts a run, or what is left of it."""
+        if self.driver is not None and self.driver.begin(self.run):
+            return
         address = self.cluster.address if self.cluster else "inprocess"
         namespace = self.cluster.namespace if self.cluster else None
-        self.driver = Driver(self._world.fields, self.run, address, self._env, self._log, namespace)
+        self.driver = Driver(self._world.fields, address, self._env, self._log, namespace)
+        self.driver.begin(self.run)
 
-
-Strike = Callable[[Scene, random.Random], dict[str, Any] | None]
+    def close(self) -> None:
+        """Ends the driver."""
+        if self.driver is not None:
+            self.driver.close()
 
 
 def fault_runs(world: World, kind: str, seeds: range) -> Iterator[Entry]:
     """The entries of some seeds of a kind, on one cluster or store that is mended between them."""
     with ExitStack() as open_things:
         place_of_work: Any = open_things.enter_context(_workplace(world, kind))
-        requests = _undisturbed_requests(world, place_of_work) if kind in IN_STORE else 0
+        scene = Scene(world, place_of_work if kind in ON_RAY else None, CREDENTIALS if kind in IN_STORE else {})
+        open_things.callback(scene.close)
+        requests = _undisturbed_requests(world, scene, place_of_work) if kind in IN_STORE else 0
         for seed in seeds:
             for again in range(MOST_DRAWS):
-                entry = _one(world, kind, seed, random.Random(f"{kind}/{seed}/{again}"), place_of_work, requests)
+                draw = random.Random(f"{kind}/{seed}/{again}")
+                entry = _one(world, kind, seed, draw, scene, place_of_work, requests)
                 if entry is not None:
                     yield entry
                     break
@@ -122,12 +130,11 @@ def _workplace(world: World, kind: str) -> Iterator[Any]:
 
 
 def _one(
-    world: World, kind: str, seed: int, draw: random.Random, workplace: Any, requests: int
+    world: World, kind: str, seed: int, draw: random.Random, scene: Scene, workplace: Any, requests: int
 ) -> Entry | None:
     """One fault run; None if the driver was done before the moment."""
     before, started = shared_memory(), time.monotonic()
-    with _place(world, kind, workplace) as (run, env):
-        scene = Scene(world, workplace if kind in ON_RAY else None, run, env)
+    with _place(world, kind, workplace) as scene.run:
         moment = _strike(kind, scene, draw, workplace, requests)
         if moment is None:
             scene.driver.wait()
@@ -135,7 +142,7 @@ def _one(
             return None
         outcome, reason, hang = _to_the_end(kind, scene)
         seconds = time.monotonic() - started
-        lost, doubled, differing, files = in_child(_judge, world, run, env)
+        lost, doubled, differing, files = in_child(_judge, world, scene.run, CREDENTIALS if kind in IN_STORE else {})
         leftovers = files + left_running(scene.cluster.is_ours if scene.cluster else lambda _: False)
         leftovers += [f"shared memory: {name}" for name in sorted(shared_memory() - before - _held_elsewhere())]
         _mend(scene)
@@ -208,19 +215,19 @@ def _held_elsewhere() -> set[str]:
 
 
 @contextmanager
-def _place(world: World, kind: str, workplace: Any) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A fresh place for a run and what its driver needs to reach it."""
+def _place(world: World, kind: str, workplace: Any) -> Iterator[Any]:
+    """A fresh place for a run."""
     if kind in IN_STORE:
         bucket = f"b{time.time_ns()}"
         in_child(_make_bucket, bucket, workplace.options)
-        yield f"s3://{bucket}/run?{workplace.options}", CREDENTIALS
+        yield f"s3://{bucket}/run?{workplace.options}"
         return
     folder = Path(tempfile.mkdtemp(dir=world.path, prefix="run-"))
     try:
         with _tmpfs(folder) if kind == "disk" else nullcontext():
             if kind == "corrupt":
                 shutil.copytree(world.path / "half", folder / "run")
-            yield folder / "run", {}
+            yield folder / "run"
     finally:
         shutil.rmtree(folder)
 
@@ -242,11 +249,10 @@ def _make_bucket(bucket: str, options: str) -> None:
     fs.S3FileSystem(allow_bucket_creation=True, **given).create_dir(bucket)
 
 
-def _undisturbed_requests(world: World, store: Store) -> int:
+def _undisturbed_requests(world: World, scene: Scene, store: Store) -> int:
     """How many requests a run makes when nothing is in its way."""
     store.trouble(-1, 0.0, 0.0)
-    with _place(world, IN_STORE[0], store) as (run, env):
-        scene = Scene(world, None, run, env)
+    with _place(world, IN_STORE[0], store) as scene.run:
         scene.start()
         if scene.driver.wait():
             raise RuntimeError(f"the undisturbed run failed: {scene.driver.said()}")
