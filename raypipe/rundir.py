@@ -225,6 +225,7 @@ class RunDir:
             ) as writer:
                 for part in parts:
                     writer.write_table(part, row_group_size=max(1, part.num_rows))
+            storage.seal(temporary)
             return {"bytes": temporary.stat().st_size, "sha256": file_digest(temporary)}
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:

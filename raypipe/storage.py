@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,12 @@ from raypipe.errors import RunError
 
 SCHEMES = ("s3", "gs", "gcs")
 OPTIONS = ("endpoint_override", "region", "scheme")  # of an s3:// URI
-DAMAGED = r"(?i)checksum|crc|thrift|magic|footer|corrupt|decompress|parquet file size|unexpected end|truncated"  # in pyarrow's words
+DAMAGED = (  # in pyarrow's words
+    r"(?i)checksum|page header|encoding|level|crc|thrift|magic|footer|corrupt|decompress|parquet file size|unexpected end|truncated"
+)
+SEAL = b"raypipe:"  # before a footer's CRC-32
+SEALED = len(SEAL) + 4 + 8  # bytes of both, with the length and the name that end a Parquet file
+FOOTER_BYTES = 2**16  # of a file's end that are read at once
 ATTEMPTS, SECONDS = 9, 60.0  # of one request to S3, with waits of 25 ms that double, 6 s in all; and what each may take
 
 
@@ -176,21 +182,44 @@ def size(where: Place) -> int | None:
     return where.stat().st_size if where.is_file() else None
 
 
+def seal(file: Path) -> None:
+    """Puts a checksum before the footer of a Parquet file, where no other reader looks: the format has one for pages alone."""
+    with file.open("r+b") as data:
+        data.seek(-8, os.SEEK_END)
+        data.seek(-8 - int.from_bytes(data.read(4), "little"), os.SEEK_END)
+        start, footer = data.tell(), data.read()
+        data.seek(start)
+        data.write(SEAL + zlib.crc32(footer).to_bytes(4, "little") + footer)
+
+
+def _footer(source: pa.NativeFile) -> pq.FileMetaData:
+    """The metadata of a Parquet file, compared with its checksum if it is sealed."""
+    size = source.size()
+    end = source.read_at(min(size, FOOTER_BYTES), max(0, size - FOOTER_BYTES))
+    wanted = SEALED + int.from_bytes(end[-8:-4], "little")
+    if len(end) < wanted <= size:
+        end = source.read_at(wanted, size - wanted)
+    held, footer = end[-wanted : 12 - wanted], end[12 - wanted :]
+    if held.startswith(SEAL) and held.removeprefix(SEAL) != zlib.crc32(footer).to_bytes(4, "little"):
+        raise pa.ArrowInvalid("the checksum of its footer is another one")
+    return pq.read_metadata(pa.BufferReader(end))
+
+
 @contextmanager
 def parquet(where: Place) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of a run, for reading inside the block; the checksum of every page read is compared.
+    """A Parquet file of a run, for reading inside the block; the checksums of its footer and of every page read are compared.
 
     Raises:
         RunError: It is missing, cannot be reached, or is damaged; a damaged one is removed, so that its cell is computed again.
     """
     try:
-        yield pq.ParquetFile(where.open_file() if isinstance(where, Remote) else where, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
+        with where.open_file() if isinstance(where, Remote) else pa.OSFile(str(where)) as source:
+            yield pq.ParquetFile(source, metadata=_footer(source), page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
         said = " ".join(str(error).split())[:120]
         # A store that is away must not look like damage.
-        if isinstance(error, OSError) and (
-            error.errno is not None or "AWS Error" in said or not re.search(DAMAGED, said)
-        ):
+        away = isinstance(where, Remote) and ("AWS Error" in said or not re.search(DAMAGED, said))
+        if isinstance(error, OSError) and (error.errno is not None or away):
             raise RunError(f"{where}: missing or out of reach ({said}); run the grid again") from None
         where.unlink(missing_ok=True)
         raise RunError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import resource
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from raypipe import storage
 from raypipe.errors import FingerprintMismatch, RunError
 from raypipe.rundir import Cell, RunDir, digest, file_digest
 
@@ -244,3 +246,29 @@ def test_a_changed_byte_is_found_by_its_checksum_and_the_file_removed(tmp_path: 
     ):
         run.read_table("t.parquet")
     assert not (run.path / "t.parquet").exists()
+
+
+def test_no_flipped_bit_gives_another_table(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    table = pa.table(
+        {"a": pa.array([bytes([i]) * 8 for i in range(9)], pa.binary(8)), "b": [f"w{i}" for i in range(9)]}
+    )
+    run.write_table("t.parquet", table.replace_schema_metadata({"width": "8"}))
+    file, whole = run.path / "t.parquet", (run.path / "t.parquet").read_bytes()
+    expected, found = run.read_table("t.parquet"), 0
+    for place, bit in product(range(len(whole)), range(8)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            assert run.read_table("t.parquet").equals(expected, check_metadata=True), (place, bit)
+        except RunError as error:
+            found += "was damaged" in str(error) or pytest.fail(f"{place} {bit}: {error}")
+    assert found > 4 * len(whole)  # the others lie where nobody reads
+    file.write_bytes(whole.replace(storage.SEAL, b""))  # as other writers' files
+    assert run.read_table("t.parquet").equals(expected)
+
+
+def test_a_long_footer_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path / "r")
+    run.write_table("t.parquet", pa.table({f"column {i}": [i] for i in range(40)}))
+    monkeypatch.setattr(storage, "FOOTER_BYTES", 64)
+    assert run.read_table("t.parquet").num_columns == 40

@@ -1,6 +1,6 @@
 """Faults on purpose: seeded runs of a tiny grid that are hurt once, resumed, and compared with the undisturbed run.
 
-    python -m tests.chaos --kind all --runs 10 --seed 0 --ledger tests/chaos/ledger.jsonl
+python -m tests.chaos --kind all --runs 10 --seed 0 --ledger tests/chaos/ledger.jsonl
 """
 
 import sys

@@ -158,7 +158,14 @@ class NamespaceCluster:
     def _start(self, number: int) -> None:
         head = ("--head", "--port=6379", "--include-dashboard=false", "--num-cpus=0")
         role = (f"--address={self.address}", "--num-cpus=1") if number else head
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={self._ips[number]}", *role]
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            f"--node-ip-address={self._ips[number]}",
+            *role,
+        ]
         started = subprocess.run(
             ["ip", "netns", "exec", self.namespaces[number], *command, f"--object-store-memory={STORE_BYTES}"],
             env=self._env,
@@ -167,7 +174,9 @@ class NamespaceCluster:
             check=False,
         )
         if started.returncode:
-            raise RuntimeError(f"ray start in {self.namespaces[number]}: {started.stdout[-2000:]}{started.stderr[-2000:]}")
+            raise RuntimeError(
+                f"ray start in {self.namespaces[number]}: {started.stdout[-2000:]}{started.stderr[-2000:]}"
+            )
 
     def cut(self, node: int, seconds: float) -> None:
         """Takes a node's link down, and up again after some time."""

@@ -147,14 +147,22 @@ def _one(
         leftovers += [f"shared memory: {name}" for name in sorted(shared_memory() - before - _held_elsewhere())]
         _mend(scene)
         return Entry(
-            world.commit, kind, seed, moment, outcome, reason.replace(str(world.path), ""), round(seconds, 1),
-            lost, doubled, differing, leftovers, hang,
+            world.commit,
+            kind,
+            seed,
+            moment,
+            outcome,
+            reason.replace(str(world.path), ""),
+            round(seconds, 1),
+            lost,
+            doubled,
+            differing,
+            leftovers,
+            hang,
         )
 
 
-def _strike(
-    kind: str, scene: Scene, draw: random.Random, workplace: Any, requests: int
-) -> dict[str, Any] | None:
+def _strike(kind: str, scene: Scene, draw: random.Random, workplace: Any, requests: int) -> dict[str, Any] | None:
     """Sets the fault, before the driver's start or while it works."""
     if kind == "corrupt":
         struck: dict[str, Any] | None = faults.corrupt(scene.run, draw)

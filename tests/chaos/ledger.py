@@ -80,7 +80,9 @@ def table(entries: list[Entry]) -> str:
     by_kind = defaultdict[str, list[Entry]](list)
     for entry in entries:
         by_kind[entry.kind].append(entry)
-    columns = "kind | fault | runs | completed | resumed | rows lost | rows doubled | bytes differing | leftovers | hangs"
+    columns = (
+        "kind | fault | runs | completed | resumed | rows lost | rows doubled | bytes differing | leftovers | hangs"
+    )
     names = [*columns.split(" | "), "seconds, median"]
     lines = ["| " + " | ".join(names) + " |", "|---" * 2 + "|---:" * (len(names) - 2) + "|"]
     for kind, fault in KINDS.items():
