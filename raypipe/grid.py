@@ -125,7 +125,16 @@ class Concepts(Part):
     n_init: Positive = Field(1, description="Starts per seed; the best inertia is kept.")
     max_iter: Positive = Field(300, description="Most passes over the points.")
     tol: float = Field(1e-4, ge=0, description="Stop below this squared shift, in mean feature variances.")
-    scaling: Literal["none", "unit"] = Field("none", description="States before clustering: as read, or of length 1.")
+    scaling: Literal["none", "center", "unit", "standardise"] = Field(
+        "none",
+        description="States before clustering: as read, less the mean of the scope (center, which K-means does not notice but spherical "
+        "does), of length 1 (unit), or less the mean and over the standard deviation of each dimension (standardise).",
+    )
+    sample: Positive | None = Field(
+        None,
+        description="Points of a scope that are clustered, drawn by the seed and the same for every algorithm; the others go to the "
+        "nearest centroid. null clusters all. A sampled clustering runs in one worker.",
+    )
 
     _not_empty = field_validator("algorithm", "k", "seeds")(unique)
 

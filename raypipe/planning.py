@@ -158,7 +158,9 @@ def _clusterings(plan: Plan, languages: dict[str, dict[str, int]]) -> dict[str, 
             points = [languages[plan.corpus_of(side).name]["points"] for side in scope]
             shards = sum(-(-n // shard_aim(n, *sizes)) for n in points)
             kinds = product(settings.k, settings.algorithm)
-            some = [Clustering(sum(points), facts.width, k, shards, algorithm) for k, algorithm in kinds]
+            some = [
+                Clustering(sum(points), facts.width, k, shards, algorithm, settings.sample) for k, algorithm in kinds
+            ]
             cells += some * (len(settings.seeds) * layers)
     where, _ = places(cells, costs(plan.grid, resources.workers))
     needed = [memory_needed(cell) for cell in cells]
@@ -166,8 +168,8 @@ def _clusterings(plan: Plan, languages: dict[str, dict[str, int]]) -> dict[str, 
         most if place == "whole" else min(most // resources.workers, resources.memory)
         for most, place in zip(needed, where, strict=True)
     )
-    largest = max((most for most, cell in zip(needed, cells, strict=True) if cell.algorithm in EXACT), default=0)
-    flops = sum(2 * cell.points * cell.width * cell.k for cell in cells if cell.algorithm in EXACT)
+    largest = max((most for most, cell in zip(needed, cells, strict=True) if cell.spreads), default=0)
+    flops = sum(2 * cell.fitted * cell.width * cell.k for cell in cells if cell.algorithm in EXACT)
     return {
         "kmeans_flops_per_pass": flops,
         "kmeans_flops_most": flops * settings.max_iter * settings.n_init,

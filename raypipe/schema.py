@@ -144,14 +144,18 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
             "row of the labels whose point the concept started from (k-means++); null for other algorithms",
         ),
         Column(
-            "centroid", pa.list_(pa.float32()), "mean of the concept's states, [d]; agglomerative: of those in the tree"
+            "centroid",
+            pa.list_(pa.float32()),
+            "mean of the concept's states as they were scaled, [d]; of the sampled ones where a sample is clustered (agglomerative: those "
+            "in the tree)",
         ),
     ),
     "sample": (
         Column(
             "row",
             _I64,
-            "row of the labels that k-means++ looked at, or that are in Ward's tree; the table is absent where it is all",
+            "row of the labels that k-means++ looked at, that are in Ward's tree, or that were clustered (concepts.sample); the table is "
+            "absent where it is all",
         ),
     ),
     "calign": (

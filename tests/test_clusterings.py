@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.cluster import AgglomerativeClustering, MiniBatchKMeans
 
 from raypipe.errors import ClusteringError
-from raypipe.science.clusterings import minibatch, ward
+from raypipe.science import kmeans
+from raypipe.science.clusterings import minibatch, of_sample, ward
 from raypipe.science.kmeans_checkpoint import Fit
+from raypipe.science.scaling import moments
 
 FLAGS = {"n_init": 1, "max_iter": 50, "tol": 1e-4}
 
@@ -69,6 +74,49 @@ def test_ward_of_a_sample_keeps_its_tree_and_gives_the_rest_the_nearest_mean() -
     other = ward(shards(groups=1), 12, seed=6, sample=90).seeding.sample
     assert other is not None
     assert (other != rows).any()
+
+
+def test_a_sample_is_the_same_for_every_algorithm_and_the_rest_goes_to_the_nearest_centroid() -> None:
+    X_nd = np.concatenate(shards(groups=1))
+
+    def exact(given: Sequence[np.ndarray]) -> Fit:
+        return kmeans.fit(kmeans.LocalPoints(given), 12, init="k-means++", seed=5)
+
+    fits = exact, partial(minibatch, k=12, seed=5, **FLAGS), partial(ward, k=12, seed=5)
+    found = [of_sample(fit, shards(groups=1), 90, seed=5) for fit in fits]
+    rows = found[0].seeding.sample
+    assert rows is not None
+    for fit, of_rows in zip(found, fits, strict=True):
+        alone, labels = of_rows([X_nd[rows]]), np.concatenate(fit.labels)
+        assert (fit.seeding.sample == rows).all()
+        assert (fit.centroids == alone.centroids).all()
+        assert (labels[rows] == alone.labels[0]).all()
+        rest = np.setdiff1d(np.arange(len(X_nd)), rows)
+        assert (labels[rest] == nearest(X_nd[rest], fit.centroids)).all()
+        assert fit.inertia == pytest.approx(inertia(fit, X_nd))
+    first, alone = found[0].seeding.rows, exact([X_nd[rows]]).seeding.rows
+    assert first is not None
+    assert (X_nd[first] == X_nd[rows][alone]).all()
+    within = of_sample(partial(ward, k=12, seed=5, sample=40), shards(groups=1), 90, seed=5).seeding.sample
+    assert within is not None
+    assert len(within) == 40
+    assert np.isin(within, rows).all()
+    assert of_sample(exact, shards(groups=1), 600, seed=5).seeding.sample is None
+
+
+def test_points_are_centred_and_standardised_as_by_numpy() -> None:
+    X_nd = np.concatenate(shards()) + np.float32(1000)
+    X_nd[:, 2] = 7  # without spread
+    parts = np.split(X_nd, [100, 101])
+    wide = X_nd.astype(float)
+    for standardise in (False, True):
+        found = moments(kmeans.LocalPoints(parts), standardise=standardise)
+        scale = np.where(np.ptp(wide, axis=0) > 0, wide.std(axis=0), 1) if standardise else np.ones(5)
+        scaled = np.concatenate([found.scaled(part) for part in parts])
+        assert scaled.dtype == np.float32
+        np.testing.assert_allclose(scaled, (wide - wide.mean(axis=0)) / scale, atol=1e-4)
+        again = moments(kmeans.LocalPoints([X_nd]), standardise=standardise)
+        np.testing.assert_allclose(again.mean_d, found.mean_d)
 
 
 def test_more_concepts_than_points_are_refused() -> None:

@@ -209,7 +209,8 @@ def a_fit(run: Path, died: Callable[[subprocess.Popen[bytes], Path], bool]) -> d
         "folder": "concepts/x",
         "layer": 0,
         "shards": shards,
-        "unit": False,
+        "scaling": "none",
+        "sample": None,
         "fingerprint": "f" * 64,
     }
     item |= SETTINGS | {"algorithm": "kmeans", "spherical": False, "k": 120, "threads": 1, "device": None}

@@ -175,6 +175,42 @@ def test_directions_are_clustered_where_asked(world: tiny_world.World, tmp_path:
         assert set(run.calign()["algorithm"].to_pylist()) == {settings.get("algorithm", "kmeans")}
 
 
+@pytest.mark.parametrize("settings", [{"scaling": "center", "algorithm": "spherical"}, {"scaling": "standardise"}])
+def test_states_are_moved_by_the_mean_of_their_scope_whole_or_in_a_group(
+    world: tiny_world.World, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    models = [world.grid()["models"][0] | {"revisions": "step-10"}]
+    fields = world.grid(layers=[3], pairs=["en-de"], models=models) | {"concepts": {"k": 6, **settings}}
+    run = raypipe.run(Grid(**fields), tmp_path / "whole", "inprocess")
+    wide = run.states("tiny", "step-10", "de", 3)[1].astype(np.float64)
+    scaled = (wide - wide.mean(axis=0)) / (wide.std(axis=0) if len(settings) == 1 else 1)
+    spherical = "algorithm" in settings
+    scaled = scaled / np.linalg.norm(scaled, axis=1, keepdims=True) if spherical else scaled
+    expected = raypipe.KMeans(6, spherical=spherical).fit(scaled.astype(np.float32)).labels
+    assert (run.concepts(scope="de")["concept"].to_numpy() == expected).all()
+    tight = {"workers": 2, "memory": "1KiB"}
+    group = raypipe.run(Grid(**(fields | {"resources": tight})), tmp_path / "group", "inprocess")
+    for scope in ("de", "de+en"):
+        assert group.concepts(scope=scope).equals(run.concepts(scope=scope))
+
+
+def test_a_sample_is_the_same_for_every_algorithm_and_runs_in_one_worker(
+    world: tiny_world.World, tmp_path: Path
+) -> None:
+    models = [world.grid()["models"][0] | {"revisions": "step-10"}]
+    concepts = {"k": 6, "sample": 60, "algorithm": ["kmeans", "agglomerative"]}
+    fields = world.grid(layers=[3], pairs=["en-de"], models=models) | {"concepts": concepts}
+    run = raypipe.run(Grid(**fields), tmp_path / "run", "inprocess")
+    samples = [pq.read_table(path)["row"] for path in run.path.rglob("scope=de/**/sample.parquet")]
+    assert [len(sample) for sample in samples] == [60, 60]
+    assert samples[0] == samples[1]
+    states = run.states("tiny", "step-10", "de", 3)[1][samples[0].to_numpy()]
+    labels = run.concepts(scope="de", algorithm="kmeans")["concept"].to_numpy()
+    assert (labels[samples[0].to_numpy()] == raypipe.KMeans(6).fit(states).labels).all()
+    with pytest.raises(CellsFailed, match=r"kmeans of a sample runs in one worker and takes .* GiB there"):
+        raypipe.run(Grid(**(fields | {"resources": {"memory": "1KiB"}})), tmp_path / "tight", "inprocess")
+
+
 def test_clusterings_use_the_gpu_that_the_grid_gives_them(
     reference: Path, world: tiny_world.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

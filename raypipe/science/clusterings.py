@@ -1,4 +1,4 @@
-"""Clusterings to hold K-means against, by scikit-learn: mini-batch K-means, and Ward's tree as in ConceptX.
+"""Clusterings to hold K-means against, by scikit-learn: mini-batch K-means, and Ward's tree as in ConceptX; any of them of a sample.
 
 They run in one process on one thread, which fixes their bits, and may leave concepts empty. Shapes: n points, k concepts, d
 dimensions.
@@ -6,7 +6,9 @@ dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -66,24 +68,58 @@ def ward(shards: Sequence[F32], k: int, *, seed: int, threads: int = 1, sample: 
     Raises:
         ClusteringError: Fewer than k points in the sample, NaN or infinite ones.
     """
+    return of_sample(partial(_tree, k), shards, sample, seed=seed, threads=threads)
+
+
+def of_sample(
+    fit: Callable[[Sequence[F32]], Fit], shards: Sequence[F32], sample: int, *, seed: int, threads: int = 1
+) -> Fit:
+    """A clustering of a sample of the points; the others go to the nearest of its centroids.
+
+    Args:
+        fit: The clustering of one shard of points.
+        shards: Points, float32 [n, d] each.
+        sample: Points that are drawn, the same for every `fit`; all where there are no more.
+        seed: Fixes which.
+        threads: Threads that find the labels; no result depends on it.
+
+    Returns:
+        The clustering with labels of all points, those of the sample as `fit` gave them; rows of `seeding` are global ones, and its
+        `sample` are the rows drawn, or of these the rows that `fit` looked at (None: all).
+
+    Raises:
+        ClusteringError: NaN or infinite points, or what `fit` raises.
+    """
+    points = LocalPoints(shards)
+    frame = measure(points, threads)
+    n = int(frame.starts[-1])
+    rows = np.sort(generator(seed, 0).choice(n, sample, replace=False)) if n > sample else np.arange(n)
+    found = fit([np.concatenate(shards)[rows]])
+    labels_n = np.concatenate(points.map(visits.labels, keyed(found.centroids), frame))
+    labels_n[rows] = found.labels[0]
+    labels = np.split(labels_n, frame.starts[1:-1])
+    first, inner = found.seeding.rows, found.seeding.sample
+    seeding = replace(
+        found.seeding,
+        rows=None if first is None else rows[first],
+        sample=rows[inner] if inner is not None else rows if n > sample else None,
+    )
+    return replace(found, labels=labels, inertia=_inertia(shards, labels, found.centroids), seeding=seeding)
+
+
+def _tree(k: int, shards: Sequence[F32]) -> Fit:
+    """Ward's tree of one shard of points, cut at k concepts, with their means."""
     from sklearn.cluster import AgglomerativeClustering
 
-    points, X_nd = LocalPoints(shards), np.concatenate(shards)
-    frame, n = measure(points, threads), len(X_nd)
-    rows = np.sort(generator(seed, 0).choice(n, sample, replace=False)) if n > sample else np.arange(n)
-    if k > len(rows):
-        raise too_few(k, len(rows))
-    X_md = X_nd[rows].astype(np.float64)
+    if k > len(shards[0]):
+        raise too_few(k, len(shards[0]))
+    X_md = shards[0].astype(np.float64)
     with threadpool_limits(1):
-        tree_m = AgglomerativeClustering(k, linkage="ward").fit_predict(X_md)
+        tree_m = AgglomerativeClustering(k, linkage="ward").fit_predict(X_md).astype(np.int32)
     sums_kd = np.zeros((k, X_md.shape[1]))
     np.add.at(sums_kd, tree_m, X_md)
     C_kd = (sums_kd / np.bincount(tree_m, minlength=k)[:, None]).astype(np.float32)
-    labels_n = np.concatenate(points.map(visits.labels, keyed(C_kd), frame))
-    labels_n[rows] = tree_m
-    labels = np.split(labels_n, frame.starts[1:-1])
-    seeding = Seeding("array", 0, None, rows if n > sample else None)
-    return Fit(C_kd, labels, _inertia(shards, labels, C_kd), 1, [], seeding)
+    return Fit(C_kd, [tree_m], 0.0, 1, [], Seeding("array", 0, None, None))
 
 
 def _inertia(shards: Sequence[F32], labels: Sequence[I32], C_kd: F32) -> float:

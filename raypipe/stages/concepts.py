@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import product
@@ -28,6 +28,7 @@ from raypipe.rundir import Cell, RunDir
 from raypipe.schema import arrow_schema
 from raypipe.science import clusterings, kmeans
 from raypipe.science.anisotropy import Anisotropy, anisotropy
+from raypipe.science.scaling import Moments, moments
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side, clustering, joint, scope_name
 from raypipe.stages.spread import EXACT, PASSES, Clustering, Costs, memory_needed, places
@@ -35,7 +36,8 @@ from raypipe.statefile import read_layer
 from raypipe.storage import below
 
 NAME, VERSION = "concepts", 3
-FIELDS = ("concepts.n_init", "concepts.max_iter", "concepts.tol", "concepts.scaling")
+FIELDS = ("concepts.n_init", "concepts.max_iter", "concepts.tol", "concepts.scaling", "concepts.sample")
+MOVED = ("center", "standardise")  # scalings by moments of the scope's points
 SAVE_SECONDS = 20.0  # between two savings of a fit's progress
 
 
@@ -100,13 +102,15 @@ def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cel
             item["k"],
             len(item["shards"]),
             item["algorithm"],
+            item["sample"],
         )
         needed = memory_needed(shape)
-        if item["algorithm"] not in EXACT and needed > context.cluster.resources.memory:
+        if not shape.spreads and needed > context.cluster.resources.memory:
+            what = f"{item['algorithm']} of a sample" if item["sample"] else item["algorithm"]
             context.fail(
                 cell,
-                f"{item['algorithm']} runs in one worker and takes {needed / 2**30:.2g} GiB there; raise resources.memory, or use "
-                "kmeans",
+                f"{what} runs in one worker and takes {needed / 2**30:.2g} GiB there; raise resources.memory, or use kmeans of all "
+                "points",
                 "",
             )
             continue
@@ -141,7 +145,8 @@ def _item(context: Context, cell: Cell, sources: list[Cell]) -> Item:
         "fingerprint": cell.fingerprint,
         "algorithm": algorithm,
         "spherical": algorithm == "spherical",
-        "unit": algorithm == "spherical" or settings.scaling == "unit",
+        "scaling": settings.scaling,
+        "sample": settings.sample,
         "k": int(cell["k"]),
         "seed": int(cell["seed"]),
         "n_init": settings.n_init,
@@ -160,23 +165,41 @@ def device(gpus: float) -> str | None:
 def work(item: Item) -> Receipt:
     """Clusters one scope in this worker."""
     started = time.perf_counter()
-    shards = [read_shard(item["run"], item["layer"], item["unit"], name) for name in item["shards"]]
-    points = kmeans.LocalPoints(shards)
-    if item["algorithm"] == "minibatch":
-        named = {name: item[name] for name in ("n_init", "max_iter", "tol", "seed", "threads")}
-        fit = clusterings.minibatch(shards, item["k"], **named)
-    elif item["algorithm"] == "agglomerative":
-        fit = clusterings.ward(shards, item["k"], seed=item["seed"], threads=item["threads"])
-    else:
-        fit = _fit(points, item)
-    return _write(item, fit, anisotropy(points), started)
+    read = _reader(item)
+    if item["scaling"] in MOVED:
+        read = _reader(item, _moments(item, kmeans.LocalPoints([read(name) for name in item["shards"]])))
+    shards = [read(name) for name in item["shards"]]
+    seeded = {name: item[name] for name in ("seed", "threads")}
+    fits: dict[str, Callable[[Sequence[NDArray[np.float32]]], kmeans.Fit]] = {
+        "minibatch": partial(
+            clusterings.minibatch, k=item["k"], **seeded, **{name: item[name] for name in ("n_init", "max_iter", "tol")}
+        ),
+        "agglomerative": partial(clusterings.ward, k=item["k"], **seeded),
+    }
+    fit = fits.get(item["algorithm"], partial(_fit_here, item))
+    found = clusterings.of_sample(fit, shards, item["sample"], **seeded) if item["sample"] else fit(shards)
+    return _write(item, found, anisotropy(kmeans.LocalPoints(shards)), started)
+
+
+def _reader(item: Item, moments: Moments | None = None) -> Callable[[str], NDArray[np.float32]]:
+    """What reads a shard by its name; without the moments that a scaling needs, as it is."""
+    unit = item["algorithm"] == "spherical" or item["scaling"] == "unit"
+    waits = item["scaling"] in MOVED and moments is None
+    return partial(read_shard, item["run"], item["layer"], unit and not waits, moments)
+
+
+def _moments(item: Item, points: kmeans.Points) -> Moments:
+    return moments(points, standardise=item["scaling"] == "standardise")
 
 
 def _in_group(context: Context, cell: Cell, item: Item) -> None:
     """Clusters one scope over all workers."""
     started = time.perf_counter()
     try:
-        read = partial(read_shard, item["run"], item["layer"], item["unit"])
+        read = _reader(item)
+        if item["scaling"] in MOVED:
+            with context.cluster.points(read, item["shards"]) as points:
+                read = _reader(item, _moments(item, points))
         with context.cluster.points(read, item["shards"]) as points:
             receipt = _write(item, _fit(points, item), anisotropy(points), started)
     except Exception as error:  # as in `map`: whatever the work raises fails its cell alone
@@ -187,9 +210,11 @@ def _in_group(context: Context, cell: Cell, item: Item) -> None:
     context.watcher.advance()
 
 
-def read_shard(run: str, layer: int, unit: bool, name: str) -> NDArray[np.float32]:
-    """The points of one shard at one layer, float32 [n, d], scaled to length 1 if `unit`."""
+def read_shard(run: str, layer: int, unit: bool, moments: Moments | None, name: str) -> NDArray[np.float32]:
+    """The points of one shard at one layer, float32 [n, d]: moved and stretched by the moments, then of length 1 if `unit`."""
     X_nd = read_layer(RunDir(run).path / name, layer)
+    if moments is not None:
+        X_nd = moments.scaled(X_nd)
     return kmeans.unit_rows(X_nd) if unit else X_nd
 
 
@@ -212,6 +237,10 @@ class Saved:
             np.savez(file, allow_pickle=False, **arrays)
             self._run.write_bytes(self._name, file.getvalue())
             self._saved = time.monotonic()
+
+
+def _fit_here(item: Item, shards: Sequence[NDArray[np.float32]]) -> kmeans.Fit:
+    return _fit(kmeans.LocalPoints(shards), item)
 
 
 def _fit(points: kmeans.Points, item: Item) -> kmeans.Fit:

@@ -30,7 +30,7 @@ ADVICE = {
     "FEW_POINTS": "k is large for so little text: lower k or add text",
     "GIANT_CONCEPT": "near-identical states: COLAP then counts few real concepts",
     "TINY_CONCEPTS": "k is too large for the data: the eligible score rests on few concepts",
-    "ANISOTROPY": "distances are ruled by few dimensions: compare with scaling: unit or algorithm: spherical",
+    "ANISOTROPY": "distances are ruled by few dimensions: compare with scaling: standardise or algorithm: spherical",
     "FLAT_LAYERS": "was a layer read twice? compare the states of the layers",
     "DECODER_LAYER0": "with states.decoder: predict its states are the embeddings of the pieces before: leave layer 0 out",
     "CASE_MISMATCH": "a lower-cased dictionary against cased text: set words.normalise",

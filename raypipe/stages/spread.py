@@ -34,6 +34,17 @@ class Clustering(NamedTuple):
     k: int
     shards: int
     algorithm: str = "kmeans"
+    sample: int | None = None
+
+    @property
+    def spreads(self) -> bool:
+        """Whether it can run over several workers."""
+        return self.algorithm in EXACT and self.sample is None
+
+    @property
+    def fitted(self) -> int:
+        """The points that a pass visits."""
+        return min(self.points, self.sample or self.points)
 
 
 class Costs(NamedTuple):
@@ -52,13 +63,13 @@ Place = Literal["whole", "memory", "time"]
 
 def memory_needed(of: Clustering) -> int:
     """Bytes that a fit of float32 points takes in one worker; Ward's tree holds the distances of its points twice."""
-    in_tree = min(of.points, WARD_SAMPLE) if of.algorithm == "agglomerative" else 0
+    in_tree = min(of.points, of.sample or WARD_SAMPLE, WARD_SAMPLE) if of.algorithm == "agglomerative" else 0
     return int(of.points * of.width * 4 * COPIES) + 8 * in_tree**2
 
 
 def seconds(of: Clustering, costs: Costs, size: int = 1) -> float:
     """Estimated seconds of a fit by a group of `size` workers, or whole in one."""
-    each = costs.passes * of.points * of.width * (of.k + BESIDES) / (RATE * costs.threads)
+    each = costs.passes * of.fitted * of.width * (of.k + BESIDES) / (RATE * costs.threads)
     if size == 1:
         return each
     sums = costs.passes * of.shards * of.k * of.width * 8
@@ -67,15 +78,14 @@ def seconds(of: Clustering, costs: Costs, size: int = 1) -> float:
 
 def places(clusterings: Sequence[Clustering], costs: Costs) -> tuple[list[Place], list[int]]:
     """Where each clustering runs, and the order in which to start them: longest first, the first on ties."""
-    exact = [of.algorithm in EXACT for of in clusterings]
+    spreads = [of.spreads for of in clusterings]
     found: list[Place] = [
-        "memory" if mine and memory_needed(of) > costs.memory else "whole"
-        for of, mine in zip(clusterings, exact, strict=True)
+        "memory" if of.spreads and memory_needed(of) > costs.memory else "whole" for of in clusterings
     ]
     alone = [seconds(of, costs) for of in clusterings]
     order = sorted(range(len(alone)), key=lambda index: -alone[index])
     if costs.workers > 1 and not costs.gpus:
-        longest = [index for index in order if found[index] == "whole" and exact[index]][: costs.workers]
+        longest = [index for index in order if found[index] == "whole" and spreads[index]][: costs.workers]
         times = []
         for m in range(len(longest) + 1):
             left = [alone[index] for index in order if found[index] == "whole" and index not in longest[:m]]
