@@ -315,6 +315,10 @@ def status(run: RunPath, as_json: Json = False) -> None:
             markup=False,
             soft_wrap=True,
         )
+    if found["logs"]:
+        console.print(
+            f"logs, a line per cell: {run.rstrip('/')}/{', '.join(found['logs'])}", markup=False, soft_wrap=True
+        )
     console.print(f"report: {found['report'] or 'not written yet'}", soft_wrap=True)
 
 

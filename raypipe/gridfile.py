@@ -168,6 +168,8 @@ def _absolute_paths(data: dict[str, Any], base: Path) -> None:
 
 
 def _absolute(path: str, base: Path) -> str:
+    if "\0" in path:
+        raise GridError(f"{path!r}: holds a NUL; expected a path")
     return path if not path or SCHEME.match(path) else str(base / os.path.expanduser(path))
 
 

@@ -273,6 +273,7 @@ def _check_inputs(folder: RunDir, only: str | None, cells: Cells, again: tuple[s
 class _Unused:
     """Stands where the cluster would be when there is nothing to do."""
 
+    name = ""
     resources: Any = None
     map: Any = None
     stream: Any = None
@@ -321,6 +322,7 @@ def _work_off(context: Context, stage: Stage, cells: Cells) -> None:
     if there:
         context.watcher.note(f"{stage.name}: {there} of {len(cells[stage.name])} cells are there already")
     if left:
+        context.run.log(stage.name, f"{len(left)} of {len(cells[stage.name])} cells to do on {context.cluster.name}")
         stage.run(context, left, cells)
     if stage.strict and context.failed:
         raise _failures(context)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ from raypipe.errors import FingerprintMismatch, RunError
 from raypipe.lease import LEASE, LOCK, Lease
 from raypipe.storage import Place, below, parquet, published
 
-_MARKS, _FAILURES = "_done", "_failed"
+_MARKS, _FAILURES, LOGS = "_done", "_failed", "logs"
+LOG_SECONDS = 10.0  # between two writings of the logs to an object store
 
 
 def digest(value: Any) -> str:
@@ -103,6 +105,8 @@ class RunDir:
     def __init__(self, path: str | Place) -> None:
         self.path = storage.place(path)
         self._lease: Lease | None = None
+        self._unsaved: dict[str, bytes] = {}  # logs of an object store
+        self._saved = time.monotonic()
 
     @property
     def address(self) -> str:
@@ -145,6 +149,7 @@ class RunDir:
             with _writing(self.path):
                 self._lease = held.enter_context(Lease(self.path))
                 held.callback(setattr, self, "_lease", None)
+                held.callback(self._save_logs)
                 # A killed writer's; an object store shows none but those that were written as such, at the top.
                 for leftover in below(self.path, ".*.tmp", recursive=isinstance(self.path, Path)):
                     (self.path / leftover).unlink(missing_ok=True)
@@ -184,6 +189,27 @@ class RunDir:
     def write_json(self, name: str, value: Any) -> dict[str, Any]:
         """Writes a JSON file atomically, keys sorted."""
         return self.write_bytes(name, json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n")
+
+    def log(self, stage: str, text: str) -> None:
+        """Adds a line with the time (UTC) to `logs/STAGE.log`; in an object store it appears within `LOG_SECONDS` or at the end."""
+        name = f"{LOGS}/{stage}.log"
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n".encode()
+        target = self._target(name)
+        with _writing(target):
+            if isinstance(target, Path):
+                target.parent.mkdir(exist_ok=True)
+                with target.open("ab") as file:
+                    file.write(line)
+                return
+            held = self._unsaved.get(name) or (target.read_bytes() if target.is_file() else b"")
+        self._unsaved[name] = held + line
+        if time.monotonic() - self._saved > LOG_SECONDS:
+            self._save_logs()
+
+    def _save_logs(self) -> None:
+        while self._unsaved:
+            self.write_bytes(*self._unsaved.popitem())
+        self._saved = time.monotonic()
 
     def read_json(self, name: str) -> Any:
         """Reads a JSON file of the run.

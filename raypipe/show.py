@@ -12,8 +12,9 @@ from rich.table import Table
 
 from raypipe.errors import GridError
 from raypipe.results import Run, select
-from raypipe.rundir import RunDir
+from raypipe.rundir import LOGS, RunDir
 from raypipe.schema import TABLES
+from raypipe.storage import below
 
 ALWAYS = {"model", "revision", "layer", "source", "target", "scope", "theta"}
 # The columns before the counts say what a row is about.
@@ -177,7 +178,7 @@ def patching_summary(run: Run) -> Table:
 
 
 def status(run: Run) -> dict[str, Any]:
-    """How far a run is: cells planned, done, partial (scored without a clustering that failed) and failed per stage."""
+    """How far a run is: cells planned, done, partial (scored without a clustering that failed) and failed per stage; its logs."""
     folder = RunDir.open(run.path)
     described = folder.read_json("run.json")
     planned = {f"_failed/{stage}/{path}.json" for stage, paths in described["cells"].items() for path in paths}
@@ -195,6 +196,7 @@ def status(run: Run) -> dict[str, Any]:
         "created": described["created"],
         "stages": stages,
         "failures": listed,
+        "logs": [f"{LOGS}/{name}" for name in below(folder.path / LOGS, "*.log")],
         "report": report,
     }
 

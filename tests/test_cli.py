@@ -409,6 +409,7 @@ def test_status_names_failures(partial: Path, command: Command) -> None:
     assert "Traceback" in json.loads((partial / failure["file"]).read_text())["trace"]
     text = command("status", partial).out
     assert f"failed: {failure['cell']}: {failure['message']} (trace: {partial / failure['file']})" in text
+    assert f"failed {failure['cell']}: {failure['message']}" in (partial / "logs/concepts.log").read_text()
 
 
 def test_status_of_no_run(tmp_path: Path, command: Command) -> None:

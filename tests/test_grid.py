@@ -257,6 +257,11 @@ def test_a_required_field_is_named() -> None:
         Grid(**without)
 
 
+def test_a_path_with_a_nul_is_refused() -> None:
+    with pytest.raises(GridError, match=r"'~a\\x00b': holds a NUL; expected a path"):
+        load_grid(None, [("corpus.path", "~a\0b")])
+
+
 def test_models_are_not_set_as_a_whole() -> None:
     with pytest.raises(
         GridError, match="--set models=3: expected --model NAME_OR_PATH, or one field such as --set mod"

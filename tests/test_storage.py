@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +15,14 @@ from typing import Any
 
 import pytest
 import tiny_world
+from conftest import Done
 from pyarrow import fs
 
-from raypipe import lease, pipeline, storage
+from raypipe import lease, pipeline, rundir, storage
 from raypipe.errors import RunError
 from raypipe.grid import Grid
 from raypipe.lease import LEASE, Lease
+from raypipe.progress import Silent
 from raypipe.results import open_run
 from raypipe.rundir import RunDir
 from raypipe.storage import Remote, below, place, published
@@ -106,6 +110,50 @@ def test_a_run_in_an_object_store_has_the_bytes_of_one_in_a_folder(
     pipeline.run(grid, store.uri, "inprocess")
     assert before == {name: (found.path / name).read_bytes() for name in before}
     assert not any(b"secret-of-the-test" in (found.path / name).read_bytes() for name in there)
+
+
+class Looks(Silent):
+    """Asks for the state of the run from a process of its own when the clusterings begin."""
+
+    def __init__(self, where: str) -> None:
+        self._where, self.found = where, dict[str, Any]()
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        if stage == "concepts":
+            words = [sys.executable, "-m", "raypipe.cli", "status", self._where, "--json"]
+            self.found = json.loads(subprocess.run(words, capture_output=True, check=True, timeout=200).stdout)
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_another_shell_sees_how_far_a_run_is_while_it_works_and_its_logs(
+    remote: bool, store: Store, world: tiny_world.World, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    looks = Looks(store.uri if remote else str(tmp_path / "run"))
+    run = pipeline.run(Grid(**world.grid(**SMALL)), looks._where, "inprocess", watcher=looks)
+    stages = {stage: counts for stage, counts in looks.found["stages"].items() if counts["planned"]}
+    assert stages["extract"]["done"] == stages["extract"]["planned"]
+    assert stages["concepts"] == {"planned": 18, "done": 0, "partial": 0, "failed": 0}
+    text = command("status", looks._where).out
+    for stage, counts in stages.items():
+        assert f"logs/{stage}.log" in text
+        lines = (run.path / f"logs/{stage}.log").read_text().splitlines()
+        assert re.fullmatch(r"\S+Z \d+ of \d+ cells to do on in-process, no Ray", lines[0])
+        assert len({line.split(" ", 2)[2].rpartition(": ")[0] for line in lines[1:]}) == counts["planned"]
+        assert all(re.fullmatch(rf"\S+Z done {stage} .*: [\d.]+ s, \d+ bytes", line) for line in lines[1:])
+
+
+def test_logs_of_a_store_are_kept_by_the_next_driver_and_written_while_the_run_works(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in ("one", "two"):
+        run = RunDir.create(store.uri, "tiny")
+        run.write_json("run.json", {"name": "tiny"})
+        with run.only_writer():
+            run.log("corpus", text)
+    monkeypatch.setattr(rundir, "LOG_SECONDS", 0.0)
+    run.log("corpus", "three")
+    lines = (run.path / "logs/corpus.log").read_text().splitlines()
+    assert [line.partition(" ")[2] for line in lines] == ["one", "two", "three"]
 
 
 def test_workers_of_a_ray_write_in_the_object_store(store: Store, world: tiny_world.World, tmp_path: Path) -> None:

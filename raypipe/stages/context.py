@@ -22,6 +22,7 @@ Receipt = dict[str, Any]
 class Workplace(Protocol):
     """The part of a cluster that a stage uses; `raypipe.cluster.protocol` says what each method promises."""
 
+    name: str
     resources: Any
 
     def map(self, work: Callable[[Item], Receipt], items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
@@ -104,6 +105,7 @@ class Context:
         if not self.has_failed(cell):
             self.failed[cell.stage, cell.path] = (message, self.run.fail(cell, message, trace))
             self.watcher.note(f"failed: {cell.label}: {message}")
+            self.run.log(cell.stage, f"failed {cell.label}: {message}")
 
     def each(self, results: Iterator[tuple[int, Any]], cells: Sequence[Cell]) -> Iterator[tuple[Cell, Receipt]]:
         """Results with their cells; failures are booked and left out."""
@@ -123,6 +125,8 @@ class Context:
         """Writes the cell's mark from a receipt {"files", "seconds", …}."""
         rest = {name: value for name, value in receipt.items() if name not in ("files", "seconds")}
         self.run.finish(cell, receipt["files"], receipt["seconds"], rest)
+        size = sum(entry["bytes"] for entry in receipt["files"].values())
+        self.run.log(cell.stage, f"done {cell.label}: {receipt['seconds']:.3f} s, {size} bytes")
 
     def receipt(self, stage: str, path: str) -> Receipt:
         """What a finished cell left beside its files.
