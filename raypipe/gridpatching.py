@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from raypipe.gridscores import Natural, Part, Positive, listed, unique
 
-Setting = Literal["seen", "seen_fixed_k", "tgt", "tgt_tgt", "en_en", "self", "src_matched"]
+Setting = Literal["seen", "seen_fixed_k", "seen_disjoint", "tgt", "tgt_tgt", "en_en", "self", "src_matched"]
 ENGLISH = "en"
-MATCHED = "src_matched"
+MATCHED, DISJOINT = "src_matched", "seen_disjoint"
 
 
 class PatchingSettings(Part):
@@ -38,8 +38,9 @@ class PatchingSettings(Part):
     )
     settings: Annotated[tuple[Setting, ...], BeforeValidator(listed)] = Field(
         ("seen", "tgt", "tgt_tgt", "en_en", "self"),
-        description="Where the states put in come from; also seen_fixed_k (seen from as many source prompts for every target) and "
-        "src_matched (nothing is put in: s is asked for behind the shots of the patched prompt).",
+        description="Where the states put in come from; also seen_fixed_k (seen from as many source prompts for every target), "
+        "seen_disjoint (seen without the source prompts in whose languages s may start like in O) "
+        "and src_matched (nothing is put in: s is asked for behind the shots of the patched prompt).",
     )
     pairs: Positive = Field(256, description="Concept pairs (source, target).")
     shots: Positive = Field(5, description="Translations shown before the queried word.")
@@ -87,7 +88,7 @@ def source_pairs(setting: str, target: tuple[str, str], trained: Sequence[str], 
     """
     others = [language for language in trained if language != ENGLISH]
     left = [pair for pair in permutations(others, 2) if not set(pair) & set(target)]
-    if setting == "seen":
+    if setting in ("seen", DISJOINT):
         return left
     if setting == "seen_fixed_k":
         every = list(permutations(others, 2))

@@ -89,7 +89,12 @@ PATCHING: dict[str, tuple[Column, ...]] = {
         Column("p_tgt", _PROBABILITIES, "P(t in X), per language", "probability"),
         Column("p_srcx", _PROBABILITIES, "the same over T(s, X) minus T(s, O), per language", "probability"),
         Column("p_third", pa.float32(), "P(u in O)", "probability"),
-        Column("n_sources", _I32, "source prompts that were averaged (K)", "prompts"),
+        Column(
+            "n_sources",
+            _I32,
+            "source prompts that were averaged (K); a pair of seen_disjoint without any has no row",
+            "prompts",
+        ),
         Column("form_overlap", _F64, "share of them in whose languages s may start like in O", "fraction"),
     ),
     "patching_answers": (
@@ -143,7 +148,8 @@ PATCHING: dict[str, tuple[Column, ...]] = {
         Column(
             "null_reason",
             _STR,
-            "why figures are null: no_source_languages; unfinished_targets (the mean lacks one); "
+            "why figures are null: no_source_languages (or no pair has a source in every target); "
+            "unfinished_targets (the mean lacks one); "
             "no_room (the ceiling does not stand above the floor), never_source, "
             "never_target; joined by ;",
         ),

@@ -54,6 +54,7 @@ EXAMPLES = [
 
 @pytest.mark.parametrize(("expected", "cut", "closed", "first_in_set"), EXAMPLES)
 def test_every_label_has_its_answer(expected: str, cut: str, closed: bool, first_in_set: bool) -> None:
+    """T17 of the specification."""
     assert label(cut, closed, first_in_set, KNOWN) == expected
 
 
@@ -78,6 +79,7 @@ def test_a_form_of_several_words_is_no_mistake_where_gold_has_one() -> None:
     ],
 )
 def test_an_answer_is_cut_at_the_first_quote_or_newline(raw: str, cut: str, closed: bool) -> None:
+    """T14 of the specification."""
     assert cut_answer(raw) == (cut, closed)
 
 
@@ -107,6 +109,7 @@ def test_groups_hold_every_label_but_gold_copy_once() -> None:
 
 
 def test_only_wrong_to_gold_is_ability_and_gold_copy_is_never_a_gain() -> None:
+    """T17 of the specification."""
     before = [
         "other",
         "gold_first",

@@ -119,6 +119,7 @@ def near(a: Any, b: Any, tolerance: float = 1e-4) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_paths_equal_plain_hooks_from_every_layer(kind: str) -> None:
+    """T2, T3 of the specification."""
     model, (prompts, states) = tiny(kind), made_up()
     fast, hook = Patcher(model, tokenizer()), Patcher(model, tokenizer(), path="hook")
     assert (fast.path, fast.path_reason) == ("fast", "equals hook within 0.0001")
@@ -145,6 +146,7 @@ def test_both_paths_equal_plain_hooks_from_every_layer(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_last_layer_changes_nothing_when_it_is_run(kind: str) -> None:
+    """T1 of the specification."""
     causal, prompt = Causal(tiny(kind)), made_up()[0][0]
     ids = torch.from_numpy(prompt.ids[None])
     with torch.inference_mode():
@@ -161,6 +163,7 @@ def test_the_last_layer_changes_nothing_when_it_is_run(kind: str) -> None:
 @pytest.mark.parametrize("path", ["fast", "hook"])
 @pytest.mark.parametrize("kind", ["bloom", "gpt2", "mistral"])
 def test_batches_padding_and_order_change_nothing(kind: str, path: Any) -> None:
+    """T4, T5 of the specification."""
     prompts, states = made_up()
     whole = Patcher(tiny(kind), tokenizer(), path=path)
     expected, read = whole.patched(prompts, [states], ALL, MORE)[0], whole.read(prompts)
@@ -284,6 +287,7 @@ def hand_set() -> Any:
 
 @pytest.mark.parametrize("path", ["fast", "hook"])
 def test_a_concept_copied_by_block_two_answers_until_layer_one(path: Any) -> None:
+    """T9, T10 of the specification."""
     pairs = [
         (s, t, u) for s in range(CONCEPTS) for t in range(CONCEPTS) for u in range(CONCEPTS) if len({s, t, u}) == 3
     ]
@@ -318,6 +322,7 @@ def test_a_concept_copied_by_block_two_answers_until_layer_one(path: Any) -> Non
 
 
 def test_random_weights_give_every_piece_its_share() -> None:
+    """T11 of the specification."""
     model = tiny("llama", initializer_range=0.02, tie_word_embeddings=False, vocab_size=400)
     rng = np.random.default_rng(0)
     prompts = [Prompt(rng.integers(400, size=20), 15) for _ in range(64)]
@@ -358,6 +363,7 @@ def chain(*pieces: str) -> tuple[Any, Any]:
     ],
 )
 def test_answers_end_with_what_closes_them(pieces: tuple[str, ...], answers: list[list[int]], path: Any) -> None:
+    """T14 of the specification."""
     model, vocabulary = chain(*pieces)
     model.generation_config.do_sample, model.generation_config.temperature = True, 9.0  # of no effect
     prompts = [Prompt(np.array([1, 1, 1, last]), 2) for last in (1, 2, 4)]

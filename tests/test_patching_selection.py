@@ -28,6 +28,7 @@ def test_two_concepts_are_admissible_only_without_a_common_first_token(sets: lis
 def test_pairs_are_admissible_distinct_and_within_the_lowest_cap_that_holds_them(
     sets: list[set[int]], pairs: int, seed: int
 ) -> None:
+    """T7 of the specification."""
     allowed = disjoint(sets)
     if allowed.sum() < pairs:
         with pytest.raises(InputError, match=r"admissible concept pairs, expected .*: the others share a first token"):
@@ -63,6 +64,7 @@ def test_the_same_seed_gives_the_same_pairs_and_another_one_others() -> None:
 
 
 def test_third_concepts_are_a_permutation_that_meets_neither_side() -> None:
+    """T7 of the specification."""
     # 24 concepts in groups of three that share a first token.
     allowed = disjoint([{i // 3, 100 + i} for i in range(24)])
     pairs = select_pairs(allowed, 20, 0)

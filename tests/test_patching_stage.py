@@ -165,7 +165,7 @@ def hooked(model: Any, ids: Any, position: int, states: Any, start: int) -> Any:
 
 
 def test_the_scores_are_those_of_one_prompt_after_the_other(finished: raypipe.Run, patching_world: World) -> None:
-    """Every setting at two start layers, with plain hooks, one prompt at a time."""
+    """T4, T6: every setting at two start layers, with plain hooks, one prompt at a time, sources read anew for each."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -217,6 +217,7 @@ def test_the_scores_are_those_of_one_prompt_after_the_other(finished: raypipe.Ru
 
 
 def test_the_identity_patch_changes_nothing_and_the_last_layer_is_the_clean_run(finished: raypipe.Run) -> None:
+    """T1, T2 of the specification."""
     scores, answers = part(finished, "scores"), part(finished, "answers")
     clean = np.stack(scores[scores.setting == "tgt_unpatched"].p_src)
     for setting in ("tgt_tgt", "seen", "third"):
@@ -229,6 +230,7 @@ def test_the_identity_patch_changes_nothing_and_the_last_layer_is_the_clean_run(
 
 
 def test_the_summary_agrees_with_the_rows(finished: raypipe.Run) -> None:
+    """T17 of the specification."""
     scores, curves, answers = (part(finished, name) for name in ("scores", "curves", "answers"))
     of = curves[(curves.setting == "seen") & (curves.layer == 1)].set_index("measure")
     mine = scores[(scores.setting == "seen") & (scores.layer == 1)]
@@ -247,6 +249,7 @@ def test_the_summary_agrees_with_the_rows(finished: raypipe.Run) -> None:
 
 
 def test_exclusive_sums_leave_out_what_the_output_language_starts_with(finished: raypipe.Run) -> None:
+    """T12 of the specification."""
     # Forms of a concept start with the same letter in all languages, so nothing is left of them.
     scores = part(finished, "scores")
     assert np.stack(scores.p_srcx)[:, 2].max() == 0
@@ -300,6 +303,56 @@ def test_further_controls_stand_beside_the_settings(
     assert summary.effect_split.isna().groupby("setting").all().to_dict() == {
         "seen": False, "seen_fixed_k": False, "src_matched": True, "src_unpatched": True, "tgt_unpatched": True, "third": True,
     }  # fmt: skip
+
+
+def test_sources_that_may_start_like_the_answer_are_left_out(patching_world: World, tmp_path: Path) -> None:
+    """Of three concepts one starts alike in all languages, one otherwise in two of them, and one in all but English and French."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    apart = {0: "", 1: "es it", 2: "de es it"}
+    rows = [["concept", *LANGUAGES]]
+    for c in range(CONCEPTS):
+        forms = {x: word(x, c).capitalize() if x in apart[c % 3].split() else word(x, c) for x in LANGUAGES}
+        rows.append([f"c_{c}", *forms.values()])
+    (tmp_path / "t.csv").write_text("\n".join(",".join(row) for row in rows) + "\n")
+    models = [{"name": "tiny", "path": str(patching_world.path / "model"), "revisions": "step-10"}]
+    grid = patching_world.grid(
+        table=str(tmp_path / "t.csv"), settings=["seen", "seen_disjoint"], grid={"models": models}
+    )
+    run = raypipe.run(grid, tmp_path / "run", "inprocess")
+    kinds = [int(row["source_concept"][2:]) % 3 for row in design(run, "pairs")]
+    scores = part(run, "scores", "fr+en").set_index(["setting", "layer", "pair"]).sort_index()
+    kept = scores.loc["seen_disjoint", 1]
+    # Of de, es and it the pairs of es and it are left, or all six.
+    assert kept.n_sources.to_dict() == {n: {1: 2, 2: 6}[kind] for n, kind in enumerate(kinds) if kind}
+    assert len(set(kept.n_sources)) == 2
+    for n, row in kept.iterrows():
+        seen = scores.loc["seen", 1, n].p_src
+        assert (row.p_src == pytest.approx(seen, abs=1e-7)) is (row.n_sources == 6)
+    some = kinds.index(1)
+    folder = patching_world.path / "model/step-10"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompts = {(r["role"], r["lang_in"], r["lang_out"], r["pair"]): r for r in design(run, "prompts")}
+    asked = prompts["target", "fr", "en", some]
+    read = [prompts["source", *pair, some] for pair in (("es", "it"), ("it", "es"))]
+    states = [hooked(model, tokenizer(r["text"])["input_ids"], r["write_pos"], None, 0)[1] for r in read]
+    says, _ = hooked(model, tokenizer(asked["text"])["input_ids"], asked["write_pos"], torch.stack(states).mean(0), 1)
+    letter = chr(97 + int(design(run, "pairs")[some]["source_concept"][2:]))
+    first = {tokenizer(text)["input_ids"][0] for text in (f"{letter}x", f" {letter}x")} - {
+        tokenizer(" ")["input_ids"][0]
+    }
+    assert kept.loc[some].p_src[0] == pytest.approx(sum(float(torch.exp(says[i])) for i in first), abs=1e-6)
+    # The summary is over the pairs that are left, beside the null of the same.
+    summary, curves = (run.patching(name).to_pandas() for name in ("checkpoints", "curves"))
+    assert set(summary[summary.setting == "seen_disjoint"].n_pairs) == {len(kept)}
+    assert set(summary[summary.setting == "seen"].n_pairs) == {PAIRS}
+    mine = curves[(curves.setting == "seen_disjoint") & (curves.target_in == "fr") & (curves.layer == 1)]
+    null = np.mean([scores.loc["third", 1, n].p_src[0] for n in kept.index])
+    expected = np.mean([row[0] for row in kept.p_src]) - null
+    assert mine[mine.measure == "effect"]["mean"].item() == pytest.approx(expected, abs=1e-9)
+    counts = part(run, "transitions", "fr+en").groupby("setting")["count"].sum()
+    assert counts.to_dict() == {"seen": PAIRS, "seen_disjoint": len(kept), "third": PAIRS}
 
 
 def test_means_over_targets_weigh_each_the_same(finished: raypipe.Run) -> None:
@@ -577,6 +630,7 @@ def test_a_grid_without_a_decoder_cannot_be_patched(patching_world: World, tmp_p
 
 
 def test_two_revisions_with_the_same_weights_are_refused(patching_world: World, tmp_path: Path) -> None:
+    """T16 of the specification."""
     for step in ("step-1", "step-2"):
         shutil.copytree(patching_world.path / "model/step-0", tmp_path / "m" / step)
     models = [{"name": "m", "path": str(tmp_path / "m"), "revisions": "all"}]

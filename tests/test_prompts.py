@@ -41,6 +41,7 @@ def by_list(*pieces: str, prefix_space: bool = False) -> Any:
 
 
 def test_a_prompt_is_its_shots_and_the_query_up_to_the_opening_quote() -> None:
+    """T13 of the specification."""
     found = prompt([("gato", "chat")], "casa", "Español", "Français")
     assert found.text == 'Español: "gato" - Français: "chat"\nEspañol: "casa" - Français: "'
     assert found.text[: found.cut] == 'Español: "gato" - Français: "chat"\nEspañol: "casa'
@@ -66,6 +67,7 @@ def test_what_the_tokenizer_puts_first_stays_and_what_it_puts_last_goes() -> Non
 
 
 def test_a_word_that_merges_with_its_quote_has_no_position() -> None:
+    """T13 of the specification."""
     tokenizer = by_list("A", ":", "_", '"', "-", "cat", "dog", 'dog"', "\n")
     texts = [prompt([], word, "A", "A") for word in ("cat", "dog")]
     assert keeps_position(tokenizer, ["cat", "dog"], "A") == [True, False]
@@ -75,6 +77,7 @@ def test_a_word_that_merges_with_its_quote_has_no_position() -> None:
 
 
 def test_a_token_set_holds_the_first_ids_without_and_with_a_space_and_no_lone_space() -> None:
+    """T12 of the specification."""
     tokenizer = by_list("_", '"', "cat", "_cat", "c", "dog")
     ids = dict(tokenizer.get_vocab().items())
     # " dog" begins with the lone space, which says nothing of the word.
@@ -86,6 +89,7 @@ def test_a_token_set_holds_the_first_ids_without_and_with_a_space_and_no_lone_sp
 
 
 def test_a_tokenizer_that_puts_a_space_before_every_text_is_asked_behind_a_quote() -> None:
+    """T12 of the specification."""
     tokenizer = by_list("_", '_"', '"', "cat", "_cat", "c", "at", prefix_space=True)
     ids = tokenizer.get_vocab()
     assert first_ids(tokenizer, ["cat"]) == [(ids["cat"],)]
@@ -124,6 +128,7 @@ REFERENCE = ("en", "fr", "de", "es", "it", "zh", "ru", "yue", "ja")  # eight wit
 def test_seen_is_every_ordered_pair_of_the_languages_left(
     target: tuple[str, str], trained: tuple[str, ...], expected: int
 ) -> None:
+    """T8 of the specification."""
     pairs = source_pairs("seen", target, trained, 0)
     assert len(pairs) == len(set(pairs)) == expected
     assert all(a != b and not {a, b} & {"en", *target} for a, b in pairs)
@@ -169,6 +174,7 @@ def test_the_other_settings_read_one_prompt_or_none() -> None:
     ],
 )
 def test_a_name_says_where_in_training_a_checkpoint_stands(name: str, expected: Progress | None) -> None:
+    """T16 of the specification."""
     assert progress(name) == expected
 
 
@@ -188,6 +194,7 @@ def steps(count: int) -> list[str]:
     ],
 )
 def test_a_policy_keeps_the_indices_that_its_stride_divides_and_the_last(policy: str, kept: Any) -> None:
+    """T16 of the specification."""
     found, unread = sampled(steps(53), policy)
     assert [int(name.partition("step")[2].partition("-")[0]) // 1000 for name in found] == list(kept)
     assert unread == ["main", "long-context"]

@@ -91,8 +91,8 @@ def _answers(run: RunDir, grid: Grid, setting: str) -> Iterator[Row]:
         if setting not in runs:
             continue
         pairs = run.read_table(f"patching/prompts/model={cell['model']}/pairs.parquet").to_pylist()
-        layers = split_layers(runs, setting).tolist()
-        wanted = {(SOURCE, -1, n) for n in range(len(pairs))} | {(setting, j, n) for n, j in enumerate(layers)}
+        at = zip(split_layers(runs, setting).tolist(), runs[setting].pairs.tolist(), strict=True)
+        wanted = {(SOURCE, -1, n) for n in range(len(pairs))} | {(setting, j, n) for j, n in at}
         for answer in tables["answers"].to_pylist():
             if (answer["setting"], answer["layer"], answer["pair"]) in wanted:
                 pair = pairs[answer["pair"]]

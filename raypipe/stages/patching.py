@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from raypipe.errors import InputError, ModelError, RunError
 from raypipe.grid import Grid
-from raypipe.gridpatching import MATCHED, source_pairs
+from raypipe.gridpatching import DISJOINT, MATCHED, source_pairs
 from raypipe.interop.lines import read_counts
 from raypipe.models.locate import Checkpoint
 from raypipe.models.schedule import progress
 from raypipe.rundir import Cell, RunDir, digest, file_digest
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.patching_rows import Outcome, Target
+from raypipe.stages.patching_rows import Outcome, Target, meeting
 from raypipe.stages.patching_summary import summarise
 from raypipe.stages.plan import Plan
 from raypipe.stages.prompts import Direction, decoders, read_table, trained_on, vocabulary
@@ -190,7 +190,7 @@ class _Checkpoint:
         narrow(network, self._grid.dtype.compute)
         network = network.to(torch_device(self._grid.resources.gpus_per_worker))
         self._patcher = Patcher(network, self._tokenizer, path=self._grid.patching.path)
-        self._means: dict[Sources, States] = {}
+        self._means: dict[tuple[Sources, str], States] = {}  # by O too where sources are left out for it
 
     def target(self, item: Item) -> Receipt:
         """Patches one target: its unpatched runs, every setting and the null at every start layer."""
@@ -238,7 +238,7 @@ class _Checkpoint:
             elif setting == "tgt":
                 put_in[setting] = clean_source.states
             elif of_setting:
-                put_in[setting] = self._means[of_setting]
+                put_in[setting] = self._means[of_setting, self._apart_from(setting, direction)]
         seen = put_in.get("seen")
         if seen is not None:
             put_in[THIRD] = seen[[row["third_pair"] for row in self._pairs]]
@@ -255,12 +255,19 @@ class _Checkpoint:
         for (setting, states), layers in zip(put_in.items(), patched, strict=True):
             averaged = sources.get("seen" if setting == THIRD else setting, ())
             overlap = target.overlap(averaged) if averaged and setting != THIRD else None
-            count = 1 if states is None else len(averaged)
-            outcomes += [self._outcome(setting, j, scored, count, overlap) for j, scored in enumerate(layers)]
+            counts = [1 if states is None else len(averaged)] * len(self._pairs)
+            if setting == DISJOINT:
+                counts = self._disjoint(averaged, direction[1]).sum(axis=1).tolist()
+            outcomes += [self._outcome(setting, j, scored, counts, overlap) for j, scored in enumerate(layers)]
         return outcomes
 
     def _outcome(
-        self, setting: str, layer: int, scored: Any, sources: int | None = None, overlap: list[float] | None = None
+        self,
+        setting: str,
+        layer: int,
+        scored: Any,
+        sources: list[int] | None = None,
+        overlap: list[float] | None = None,
     ) -> Outcome:
         from raypipe.models.prompts import decode
 
@@ -270,20 +277,30 @@ class _Checkpoint:
     def _sources(self, setting: str, target: Direction) -> Sources:
         return tuple(source_pairs(setting, target, self._trained, self._grid.patching.seed))
 
+    def _apart_from(self, setting: str, target: Direction) -> str:
+        """The language in whose words sources must not start, if there is one."""
+        return target[1] if setting == DISJOINT else ""
+
+    def _disjoint(self, sources: Sources, out: str) -> NDArray[np.bool_]:
+        return ~meeting(self._pairs, self._sets, sources, out)
+
     def _read_sources(self, targets: Sequence[Any]) -> None:
         """Mean source states of every setting of the targets; each source prompt is run once, and only the sums are kept."""
         needed = {
-            pairs
+            (pairs, self._apart_from(setting, target))
             for setting, target in product(self._grid.patching.settings, targets)
             if setting != "tgt" and (pairs := self._sources(setting, target))
         } - set(self._means)
-        sums: dict[Sources, States] = {}
-        for pair in sorted({pair for of_setting in needed for pair in of_setting}):
+        sums: dict[tuple[Sources, str], States] = {}
+        for pair in sorted({pair for sources, _ in needed for pair in sources}):
             states = self._patcher.read(self._prompts_of("source", pair))
-            for of_setting in needed:
-                if pair in of_setting:
-                    sums[of_setting] = sums[of_setting] + states if of_setting in sums else states.copy()
-        self._means |= {of_setting: total / np.float32(len(of_setting)) for of_setting, total in sums.items()}
+            for sources, out in needed:
+                if pair in sources:
+                    own = np.where(self._disjoint((pair,), out)[:, :, None], states, np.float32(0)) if out else states
+                    sums[sources, out] = sums[sources, out] + own if (sources, out) in sums else own.copy()
+        for (sources, out), total in sums.items():
+            counts = self._disjoint(sources, out).sum(axis=1) if out else np.full(len(total), len(sources))
+            self._means[sources, out] = total / np.maximum(counts, 1).astype(np.float32)[:, None, None]
 
     def _rows(self, role: str, pair: Direction, columns: list[str]) -> Any:
         if (role, pair) not in self._places:

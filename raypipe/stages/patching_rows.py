@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
         logprobs: Per pair, of the wanted ids, [m].
         answers: Per pair, the new ids.
         texts: Per pair, their text.
-        sources: Source prompts that were averaged.
+        sources: Per pair, the source prompts that were averaged, [n]; a pair of which none is left has no row. None without sources.
         overlap: Per pair, the share of them that may give the answer's first token away, [n]; None without sources.
     """
 
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     logprobs: Sequence[Floats]
     answers: Sequence[NDArray[np.int32]]
     texts: Sequence[str]
-    sources: int | None = None
+    sources: Sequence[int] | None = None
     overlap: Sequence[float] | None = None
 
 
@@ -88,12 +88,7 @@ class Target:
 
     def overlap(self, sources: Sequence[tuple[str, str]]) -> list[float]:
         """Per pair, the share of source prompts (A, B) in whose languages s may start with a token that it may start with in O."""
-        shares = []
-        for row in self._pairs:
-            of_source = self._sets[row["source_concept"]]
-            meets = {x: not set(of_source[x]).isdisjoint(of_source[self._out]) for x in self._languages}
-            shares.append(float(np.mean([meets[a] or meets[b] for a, b in sources])))
-        return shares
+        return [float(share) for share in meeting(self._pairs, self._sets, sources, self._out).mean(axis=1)]
 
     def scores(self, keys: Row, outcomes: Sequence[Outcome]) -> pa.Table:
         """The table `patching_scores`; `keys` are the columns that all rows share."""
@@ -107,8 +102,8 @@ class Target:
         lists = {name: values[:, i * count : (i + 1) * count] for i, name in enumerate(("p_src", "p_tgt", "p_srcx"))}
         columns: Row = {name: _lists(of_name) for name, of_name in lists.items()}
         columns["p_third"] = values[:, -1]
-        columns["n_sources"] = [o.sources for o in outcomes for _ in self._pairs]
         blank = [None] * len(self._pairs)
+        columns["n_sources"] = [count for o in outcomes for count in (o.sources or blank)]
         columns["form_overlap"] = [share for o in outcomes for share in (o.overlap or blank)]
         return self._table("patching_scores", keys, outcomes, columns)
 
@@ -200,7 +195,18 @@ class Target:
             else pa.array(columns[field.name], field.type)
             for field in schema
         }
-        return pa.table(arrays, schema=schema)
+        kept = [averaged != 0 for o in outcomes for averaged in (o.sources or [1] * count)]
+        return pa.table(arrays, schema=schema).filter(pa.array(kept))
+
+
+def meeting(pairs: Sequence[Row], sets: Sets, sources: Sequence[tuple[str, str]], out: str) -> NDArray[np.bool_]:
+    """Whether in the languages of a source prompt (A, B) s may start with a token that it may start with in O, [pairs, sources]."""
+    found = []
+    for row in pairs:
+        of_source = sets[row["source_concept"]]
+        meets = {x: not set(of_source[x]).isdisjoint(of_source[out]) for x in of_source}
+        found.append([meets[a] or meets[b] for a, b in sources])
+    return np.array(found)
 
 
 _ANSWER = ("raw", "cut", "closed", "n_new", "exact", "loose", "label", "first_token_in_set")

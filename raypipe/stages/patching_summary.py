@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypipe.grid import Grid
@@ -48,6 +48,7 @@ class _Run:
     """One setting of one target, or the mean of several targets; n pairs, L start layers (1 for an unpatched run).
 
     Attributes:
+        pairs: Those that it has, ascending, [n].
         source: P(s in O), [L, n].
         target: P(t in O), [L, n].
         other: Language X -> P over T(s, X) minus T(s, O), [L, n]; empty in a mean.
@@ -57,6 +58,7 @@ class _Run:
         overlap: Share of source prompts that may give the answer away, [n].
     """
 
+    pairs: NDArray[np.int64]
     source: FloatArray
     target: FloatArray
     other: dict[str, FloatArray]
@@ -64,6 +66,15 @@ class _Run:
     starts: FloatArray
     labels: list[NDArray[np.str_]]
     overlap: FloatArray
+
+    def only(self, pairs: NDArray[np.int64]) -> _Run:
+        """The same of some of its pairs."""
+        at = np.searchsorted(self.pairs, pairs)
+        arrays = {name: getattr(self, name)[..., at] for name in ("source", "target", "exact", "starts")}
+        other = {language: values[..., at] for language, values in self.other.items()}
+        overlap = self.overlap[at] if self.overlap.size else self.overlap
+        labels = [of_target[..., at] for of_target in self.labels]
+        return replace(self, pairs=pairs, other=other, labels=labels, overlap=overlap, **arrays)
 
 
 Runs = dict[str, _Run]
@@ -168,11 +179,16 @@ def _mean_runs(each: Sequence[Runs]) -> Runs:
     found: Runs = {}
     for setting in (setting for setting in each[0] if all(setting in runs for runs in each)):
         of_setting = [runs[setting] for runs in each]
+        pairs = reduce(np.intersect1d, [run.pairs for run in of_setting])
+        if not pairs.size:
+            continue
+        of_setting = [run.only(pairs) for run in of_setting]
         mean_of = {
             name: np.mean([getattr(run, name) for run in of_setting], axis=0)
             for name in ("source", "target", "exact", "starts")
         }
-        found[setting] = _Run(**mean_of, other={}, labels=[run.labels[0] for run in of_setting], overlap=np.zeros(0))
+        labels = [run.labels[0] for run in of_setting]
+        found[setting] = _Run(pairs, **mean_of, other={}, labels=labels, overlap=np.zeros(0))
     return found
 
 
@@ -183,31 +199,33 @@ def _weights(grid: Grid, pairs: Sequence[Row]) -> FloatArray:
 def runs_of(grid: Grid, tables: Mapping[str, pa.Table], out: str) -> Runs:
     """The settings of one target from its prompt-level tables."""
     scores, answers, languages = tables["scores"], tables["answers"], grid.languages
-    count = len(pc.unique(scores.column("pair")))
     at = languages.index(out)
     probabilities = {
-        name: scores.column(name).combine_chunks().flatten().to_numpy().reshape(-1, count, len(languages))
+        name: scores.column(name).combine_chunks().flatten().to_numpy().reshape(-1, len(languages)).astype(np.float64)
         for name in ("p_src", "p_tgt", "p_srcx")
     }
     flags = {
-        name: answers.column(name).to_numpy(zero_copy_only=False).reshape(-1, count)
-        for name in ("exact", "first_token_in_set", "label")
+        name: answers.column(name).to_numpy(zero_copy_only=False) for name in ("exact", "first_token_in_set", "label")
     }
-    overlap = scores.column("form_overlap").to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, count)
-    settings = np.array(scores.column("setting").to_pylist()).reshape(-1, count)[:, 0]
+    overlap = scores.column("form_overlap").to_numpy(zero_copy_only=False).astype(np.float64)
+    settings, numbers = (
+        np.array(scores.column("setting").to_pylist()),
+        scores.column("pair").to_numpy().astype(np.int64),
+    )
     found: Runs = {}
     for setting in dict.fromkeys(settings.tolist()):
         of = settings == setting
+        pairs = np.unique(numbers[of])
+        shape = (-1, len(pairs))
         found[setting] = _Run(
-            source=probabilities["p_src"][of, :, at].astype(np.float64),
-            target=probabilities["p_tgt"][of, :, at].astype(np.float64),
-            other={
-                x: probabilities["p_srcx"][of, :, i].astype(np.float64) for i, x in enumerate(languages) if x != out
-            },
-            exact=flags["exact"][of].astype(np.float64),
-            starts=flags["first_token_in_set"][of].astype(np.float64),
-            labels=[flags["label"][of].astype(str)],
-            overlap=overlap[of][0] if np.isfinite(overlap[of]).all() else np.zeros(0),
+            pairs=pairs,
+            source=probabilities["p_src"][of, at].reshape(shape),
+            target=probabilities["p_tgt"][of, at].reshape(shape),
+            other={x: probabilities["p_srcx"][of, i].reshape(shape) for i, x in enumerate(languages) if x != out},
+            exact=flags["exact"][of].reshape(shape).astype(np.float64),
+            starts=flags["first_token_in_set"][of].reshape(shape).astype(np.float64),
+            labels=[flags["label"][of].reshape(shape).astype(str)],
+            overlap=overlap[of][: len(pairs)] if np.isfinite(overlap[of]).all() else np.zeros(0),
         )
     return found
 
@@ -218,7 +236,9 @@ def _patched(runs: Runs) -> Iterator[tuple[str, _Run]]:
 
 def _effect(runs: Runs, setting: str) -> FloatArray | None:
     """The setting's P(s in O) beside that of the null, [L, n]; None for the null itself, and where there is none."""
-    return runs[setting].source - runs[THIRD].source if THIRD in runs and setting != THIRD else None
+    if THIRD not in runs or setting == THIRD:
+        return None
+    return runs[setting].source - runs[THIRD].only(runs[setting].pairs).source
 
 
 def split_layers(runs: Runs, setting: str) -> NDArray[np.int64]:
@@ -232,25 +252,31 @@ def split_layers(runs: Runs, setting: str) -> NDArray[np.int64]:
 def _curves(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
     for setting, run in runs.items():
         effect = None if setting in UNPATCHED else _effect(runs, setting)
+        mine, floor, ceiling = _beside(runs, run, weights)
         for at in range(len(run.source)):
             layer = -1 if setting in UNPATCHED else at
             measures: list[tuple[str, str | None, Interval]] = [
-                ("p_source", None, mean(run.source[at], weights)),
-                ("p_target", None, mean(run.target[at], weights)),
-                ("accuracy", None, mean(run.exact[at], weights)),
-                *(("p_source_other", x, mean(of_x[at], weights)) for x, of_x in run.other.items()),
+                ("p_source", None, mean(run.source[at], mine)),
+                ("p_target", None, mean(run.target[at], mine)),
+                ("accuracy", None, mean(run.exact[at], mine)),
+                *(("p_source_other", x, mean(of_x[at], mine)) for x, of_x in run.other.items()),
             ]
             if layer >= 0:
-                score = normalised_score(run.source[at], runs[TARGET].source[0], runs[SOURCE].source[0], weights)
-                measures.append(("nps", None, score))
+                measures.append(("nps", None, normalised_score(run.source[at], floor, ceiling, mine)))
             if effect is not None:
-                measures.append(("effect", None, mean(effect[at], weights)))
+                measures.append(("effect", None, mean(effect[at], mine)))
             for measure, lang, found in measures:
                 yield (
                     keys
                     | {"setting": setting, "layer": layer, "measure": measure, "lang": lang}
-                    | _mean_row(found, weights.shape[1])
+                    | _mean_row(found, len(run.pairs))
                 )
+
+
+def _beside(runs: Runs, run: _Run, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The weights, floor and ceiling of the pairs that a run has."""
+    floor, ceiling = (runs[name].only(run.pairs).source[0] for name in (TARGET, SOURCE))
+    return weights[:, run.pairs], floor, ceiling
 
 
 def _mean_row(found: Interval, pairs: int) -> Row:
@@ -270,19 +296,18 @@ def _checkpoints(grid: Grid, runs: Runs, keys: Row, weights: FloatArray) -> Iter
     for setting in grid.patching.settings:
         if setting not in runs:
             yield empty | {"setting": setting, "null_reason": "no_source_languages"}
-    floor, ceiling = runs[TARGET].source[0], runs[SOURCE].source[0]
     for setting, run in _patched(runs):
-        layers = split_layers(runs, setting)
-        row = empty | {"setting": setting} | _at_layers(run, layers, weights)
-        best = normalised_score(run.source, floor, ceiling, weights)
+        layers, (mine, floor, ceiling) = split_layers(runs, setting), _beside(runs, run, weights)
+        row = empty | {"setting": setting, "n_pairs": len(run.pairs)} | _at_layers(run, layers, mine)
+        best = normalised_score(run.source, floor, ceiling, mine)
         row |= _spread("nps_max", best)
-        row |= _spread("nps_split", normalised_score(held_out(run.source, layers), floor, ceiling, weights))
+        row |= _spread("nps_split", normalised_score(held_out(run.source, layers), floor, ceiling, mine))
         effect = _effect(runs, setting)
         if effect is not None:
-            top, row["layer_max"] = highest(effect, weights)
-            row |= _spread("effect_max", top) | _spread("effect_split", mean(held_out(effect, layers), weights))
+            top, row["layer_max"] = highest(effect, mine)
+            row |= _spread("effect_max", top) | _spread("effect_split", mean(held_out(effect, layers), mine))
         for kind, found in _gains(runs, run, layers).items():
-            row |= _spread(f"gain_{kind}", mean(found, weights))
+            row |= _spread(f"gain_{kind}", mean(found, mine))
         crossed = crossing(run.source.mean(axis=1), run.target.mean(axis=1))
         row |= {"crossing": crossed.depth, "crossing_rel": crossed.relative, "n_crossings": crossed.crossings}
         reasons = ["no_room"] if best is UNDEFINED else []
@@ -301,19 +326,19 @@ def _gains(runs: Runs, run: _Run, layers: NDArray[np.int64]) -> dict[str, FloatA
     columns = np.arange(len(layers))
     each = [
         gains(before[0].tolist(), after[layers, columns].tolist())
-        for before, after in zip(runs[SOURCE].labels, run.labels, strict=True)
+        for before, after in zip(runs[SOURCE].only(run.pairs).labels, run.labels, strict=True)
     ]
     return {kind: np.mean([found[kind] for found in each], axis=0) for kind in each[0]}
 
 
 def _transitions(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
-    before = runs[SOURCE].labels[0][0].tolist()
     for setting, run in _patched(runs):
+        before = runs[SOURCE].only(run.pairs).labels[0][0].tolist()
         layers = split_layers(runs, setting)
         after = run.labels[0][layers, np.arange(len(layers))].tolist()
         moves = list(zip(before, after, strict=True))
         for move, count in sorted(Counter(moves).items(), key=lambda item: [LABELS.index(name) for name in item[0]]):
-            found = mean([m == move for m in moves], weights)
+            found = mean([m == move for m in moves], weights[:, run.pairs])
             row = {"setting": setting, "from_label": move[0], "to_label": move[1], "count": count}
             row |= {"from_group": group(move[0]), "to_group": group(move[1])}
             yield keys | row | {"share": found.value, "lo": found.lo, "hi": found.hi}
@@ -322,15 +347,15 @@ def _transitions(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
 def _strata(runs: Runs, keys: Row, weights: FloatArray, levels: Mapping[str, Sequence[str]]) -> Iterator[Row]:
     for setting, run in runs.items():
         unpatched = setting in UNPATCHED
-        layers = np.zeros(weights.shape[1], np.int64) if unpatched else split_layers(runs, setting)
+        layers = np.zeros(len(run.pairs), np.int64) if unpatched else split_layers(runs, setting)
         effect = None if unpatched else _effect(runs, setting)
         values = {"p_source": held_out(run.source, layers), "accuracy": held_out(run.exact, layers)}
         values |= {} if effect is None else {"effect": held_out(effect, layers)}
         for stratum, of_pairs in levels.items():
-            for level in sorted(set(of_pairs)):
-                inside = np.array([of_pair == level for of_pair in of_pairs])
+            for level in sorted({of_pairs[pair] for pair in run.pairs}):
+                inside = np.array([of_pairs[pair] == level for pair in run.pairs])
                 for measure, found in values.items():
-                    spread = share(np.where(inside, found, 0), inside, weights)
+                    spread = share(np.where(inside, found, 0), inside, weights[:, run.pairs])
                     row = {"setting": setting, "stratum": stratum, "level": level, "measure": measure}
                     yield keys | row | _mean_row(spread, int(inside.sum()))
 

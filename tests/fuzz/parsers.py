@@ -183,6 +183,9 @@ PARSERS = {
     "marks": Parser(
         marks, {"stages.annotated": "_check read_marks", "stages.text": "TextLines.__iter__ TextLines._decoded"}
     ),
+    "counts": Parser(
+        lambda path: _of("interop.lines").read_counts(path), {"interop.lines": f"{LINES} read_counts natural"}
+    ),
     "concepts": Parser(
         concepts,
         {"interop.concepttable": "read_concepts _columns _check_forms _oddities", "interop.lines": "csv_rows"},
