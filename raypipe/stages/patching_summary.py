@@ -208,15 +208,12 @@ def runs_of(grid: Grid, tables: Mapping[str, pa.Table], out: str) -> Runs:
         name: answers.column(name).to_numpy(zero_copy_only=False) for name in ("exact", "first_token_in_set", "label")
     }
     overlap = scores.column("form_overlap").to_numpy(zero_copy_only=False).astype(np.float64)
-    settings, numbers = (
-        np.array(scores.column("setting").to_pylist()),
-        scores.column("pair").to_numpy().astype(np.int64),
-    )
+    settings = np.array(scores.column("setting").to_pylist())
+    numbers = scores.column("pair").to_numpy().astype(np.int64)
     found: Runs = {}
     for setting in dict.fromkeys(settings.tolist()):
         of = settings == setting
-        pairs = np.unique(numbers[of])
-        shape = (-1, len(pairs))
+        shape = -1, len(pairs := np.unique(numbers[of]))
         found[setting] = _Run(
             pairs=pairs,
             source=probabilities["p_src"][of, at].reshape(shape),
