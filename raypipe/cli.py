@@ -189,15 +189,28 @@ def grid(spec: Any) -> None:
 
 @app.command()
 @grid_flags
-def plan(spec: Any, as_json: Json = False) -> None:
-    """Counts what a grid will read, compute and write, before anything runs.
+def plan(
+    spec: Any,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines, each with the grid's workers.")] = 1,
+    gpu: Annotated[str | None, typer.Option(help="A kind of GPU that was measured.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine first (about half a minute).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Counts what a grid will read, compute and write, before anything runs, and predicts what it will take.
 
-    Example: `raypipe plan grids/demo.yaml`
+    Examples: `raypipe plan grids/demo.yaml` or `raypipe plan grids/paper.yaml --nodes 4 --calibrate`
     """
+    from raypipe import costmodel
     from raypipe.planning import estimate
     from raypipe.show import rows_table, sized
 
+    if calibrate:
+        typer.echo(f"measured: {costmodel.calibrate(gpu)}", err=True)
+    rates, source = costmodel.rates(gpu)
     found = estimate(spec)
+    found["predicted"] = taken = costmodel.predict(found, spec, rates, nodes) | {"rates": source}
     if as_json:
         _print_json(found)
         return
@@ -221,6 +234,11 @@ def plan(spec: Any, as_json: Json = False) -> None:
         f"the others run whole in one, longest first; workers that hold the largest: {found['workers_that_hold_the_largest']}"
     )
     console.print(f"memory per worker: {sized(found['memory_per_worker'], 'B')} at the peak")
+    parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in taken["seconds"].items())
+    console.print(
+        f"predicted on {nodes} nodes: {taken['wall_seconds']:.3g} s ({parts}), limit: {taken['limit']}; "
+        f"{sized(taken['storage_bytes'], 'B')} of storage, {sized(taken['network_bytes'], 'B')} over the network ({source})"
+    )
 
 
 @app.command()

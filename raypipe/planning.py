@@ -20,10 +20,11 @@ from raypipe.stages.corpus import Sentences, choose_words, linked_texts, reasons
 from raypipe.stages.extract import shard_aim, shard_sizes
 from raypipe.stages.plan import Plan, Side, make_plan
 from raypipe.stages.shards import naming_lines
-from raypipe.stages.spread import EXACT, Clustering, memory_needed, places
+from raypipe.stages.spread import BESIDES, EXACT, Clustering, memory_needed, places
 
 Part = tuple[str, str]  # model and component
 Counts = dict[Part, int]
+ITEMSIZE = {"float32": 4, "float16": 2}  # bytes
 BLOCK = 4096  # sentences that are held at a time
 
 
@@ -35,8 +36,10 @@ def estimate(grid: Grid) -> dict[str, Any]:
         `pieces` (tokens of the text forwarded, not those of AM2iCo), `forward_flops` (an encoder's line taken to be as long as its
         decoder's), `state_bytes`; per model that is patched (`patching`), `prompts`, `targets` and `checkpoints`, each of which runs
         all of them;
-        `kmeans_flops_per_pass` over all clusterings, and `kmeans_flops_most` at max_iter passes; `in_group`, clusterings too large
-        for one worker, and `in_group_for_time`, those spread to save time (`stages.spread` has the rule);
+        `kmeans_work` (points x width x (k + BESIDES) of `stages.spread`), `kmeans_points` and `kmeans_bytes` (read once) of all
+        clusterings, `kmeans_longest`, the work of the largest; `kmeans_flops_per_pass` over all clusterings, and
+        `kmeans_flops_most` at max_iter passes; `in_group`, clusterings too large for one worker, and `in_group_for_time`, those
+        spread to save time (`stages.spread` has the rule);
         `workers_that_hold_the_largest` without reading its shards again; `memory_per_worker`, bytes at the peak.
 
     Raises:
@@ -120,7 +123,6 @@ def _tokenizers(plan: Plan) -> list[tuple[Part, Any, int]]:
 
 def _of_model(plan: Plan, model: str, pieces: Counts, states: Counts) -> dict[str, int]:
     facts, parts = plan.facts[model], [part for name, part in plan.layers if name == model]
-    itemsize = {"float32": 4, "float16": 2}[plan.grid.dtype.store]
     forwarded = {part: facts.parameters if part == "decoder" else facts.parameters_of[part] for part in parts}
     return {
         "checkpoints": sum(c.model == model for c in plan.checkpoints),
@@ -128,7 +130,7 @@ def _of_model(plan: Plan, model: str, pieces: Counts, states: Counts) -> dict[st
         "forward_flops": sum(2 * forwarded[part] * pieces[model, part] for part in parts),
         "state_bytes": sum(states[model, part] * len(plan.layers[model, part]) for part in parts)
         * facts.width
-        * itemsize,
+        * ITEMSIZE[plan.grid.dtype.store],
     }
 
 
@@ -169,8 +171,13 @@ def _clusterings(plan: Plan, languages: dict[str, dict[str, int]]) -> dict[str, 
         for most, place in zip(needed, where, strict=True)
     )
     largest = max((most for most, cell in zip(needed, cells, strict=True) if cell.spreads), default=0)
+    work = [cell.fitted * cell.width * (cell.k + BESIDES) for cell in cells]
     flops = sum(2 * cell.fitted * cell.width * cell.k for cell in cells if cell.algorithm in EXACT)
     return {
+        "kmeans_work": sum(work),
+        "kmeans_longest": max(work, default=0),
+        "kmeans_points": sum(cell.points for cell in cells),
+        "kmeans_bytes": sum(cell.points * cell.width for cell in cells) * ITEMSIZE[plan.grid.dtype.store],
         "kmeans_flops_per_pass": flops,
         "kmeans_flops_most": flops * settings.max_iter * settings.n_init,
         "in_group": where.count("memory"),

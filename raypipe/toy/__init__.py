@@ -130,9 +130,14 @@ def _fingerprint(code: tuple[str, ...], libraries: tuple[str, ...]) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
+def cache_folder() -> Path:
+    """The user's cache directory of raypipe, or the one that `CACHE` names."""
+    return Path(os.environ.get(CACHE) or user_cache_dir("raypipe")).absolute()
+
+
 def _built(name: str, fill: Callable[[Path], None]) -> Path:
     """Give the cache's directory of that name; if it is missing or unfinished, fill a new one and rename it."""
-    cache = Path(os.environ.get(CACHE) or user_cache_dir("raypipe")).absolute()
+    cache = cache_folder()
     target = cache / name
     if (target / MARK).exists():
         return target

@@ -1,0 +1,230 @@
+"""Wall time, storage and network of a grid, from what `planning.estimate` counts and what a machine of some kind does in a second.
+
+A short calibration measures the latter by the marks of real runs: random encoders of two sizes over the toy world's text, in this process
+and once on Ray. Patching, sentence and neuron states are not predicted.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raypipe.errors import GridError, RunError
+from raypipe.grid import Grid
+from raypipe.pipeline import all_cells, run
+from raypipe.planning import estimate
+from raypipe.rundir import Mark, RunDir
+from raypipe.stages.plan import make_plan
+from raypipe.toy import cache_folder
+
+
+class Rates(NamedTuple):
+    """What one worker with one thread does; seconds, bytes, and FLOP of forwards."""
+
+    forward: float
+    """FLOP in a second."""
+    piece: float
+    """Seconds of a piece beside its forward."""
+    shard: float
+    """Bytes of states written in a second."""
+    kmeans: float
+    """Points x width x (concepts + BESIDES) of `stages.spread` in a second, all passes of a fit together."""
+    clustering: float
+    """Seconds of a clustering beside its passes."""
+    scores: float
+    """Seconds that a clustering takes in the stages after it."""
+    driver: float
+    """Seconds of the driver for a cell."""
+    start: float
+    """Seconds to start Ray and its workers, and to write the report."""
+    label: float
+    """Bytes of a point's label."""
+    table: float
+    """Bytes that a clustering leaves in centroids, tables and marks."""
+
+
+DEFAULT = Rates(1e10, 1e-5, 2e8, 4e10, 0.05, 0.1, 0.01, 10.0, 4.0, 2e4)
+SIZES = ((2, 64, 24), (4, 256, 256))  # layers and width of an encoder, and concepts
+LINES = 500  # of the toy world's text
+WRITTEN = 64 * 2**20  # bytes
+
+
+def machine() -> str:
+    """The kind of this machine's processor, as a file name."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
+    return _file_name(found[1] if found else platform.machine())
+
+
+def _file_name(kind: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
+
+
+def rates(gpu: str | None = None) -> tuple[Rates, str]:
+    """The constants of this kind of machine, or of machines with a kind of GPU, and where they come from.
+
+    Raises:
+        GridError: That GPU was never calibrated.
+        RunError: The file of constants is damaged.
+    """
+    kind = _file_name(gpu) if gpu else machine()
+    file = cache_folder() / f"rates-{kind}.json"
+    if file.is_file():
+        try:
+            return Rates(**json.loads(file.read_bytes())), f"measured on {kind}"
+        except (ValueError, TypeError):
+            raise RunError(f"{file}: damaged; measure again with `raypipe plan GRID --calibrate`") from None
+    if gpu:
+        raise GridError(
+            f"--gpu {gpu}: never measured; run `raypipe plan GRID --calibrate --gpu {gpu}` where there is one"
+        )
+    return DEFAULT, f"default constants, {kind} was never measured: `raypipe plan GRID --calibrate` does"
+
+
+def predict(found: dict[str, Any], grid: Grid, given: Rates, nodes: int = 1) -> dict[str, Any]:
+    """Seconds, bytes and the limit of a grid.
+
+    Args:
+        found: What `planning.estimate` counts.
+        grid: The grid; each node has its `resources.workers`.
+        given: Of its machines.
+        nodes: Machines.
+
+    Returns:
+        `seconds` by part (forward, writing, kmeans, scores; driver, which works alone), `wall_seconds`, `limit` (the part that takes
+        longest), `storage_bytes`, `network_bytes` (0 on one node).
+    """
+    workers, threads = grid.resources.workers * nodes, grid.resources.threads
+    models, clusterings = found["models"].values(), found["cells"]["concepts"]
+    passes = grid.concepts.n_init / given.kmeans / threads
+    parts = {
+        "forward": sum(m["forward_flops"] / given.forward / threads + m["pieces"] * given.piece for m in models)
+        / workers,
+        "writing": sum(m["state_bytes"] for m in models) / given.shard / workers,
+        "kmeans": max(
+            (found["kmeans_work"] * passes + clusterings * given.clustering) / workers, found["kmeans_longest"] * passes
+        ),
+        "scores": clusterings * given.scores / workers,
+        "driver": given.start + sum(found["cells"].values()) * given.driver,
+    }
+    states = sum(m["state_bytes"] for m in models)
+    storage = int(states + found["kmeans_points"] * given.label + clusterings * given.table)
+    return {
+        "seconds": parts,
+        "wall_seconds": sum(parts.values()),
+        "limit": max(parts, key=lambda name: parts[name]),
+        "storage_bytes": storage,
+        "network_bytes": storage + found["kmeans_bytes"] if nodes > 1 else 0,
+    }
+
+
+def calibrate(gpu: str | None = None) -> Path:
+    """Measures the constants of this machine, or of its GPU, keeps them in the user's cache and returns the file."""
+    with tempfile.TemporaryDirectory(prefix="raypipe-") as name:
+        place = Path(name)
+        small, large = (_measured(place / f"{size[1]}", size, gpu) for size in SIZES)
+        started = time.perf_counter()
+        run(_grid(place / f"{SIZES[0][1]}", SIZES[0], gpu), place / "ray", "local")
+        on_ray = time.perf_counter() - started
+        started = time.perf_counter()
+        RunDir(place).write_bytes("written", bytes(WRITTEN))
+        writing = WRITTEN / (time.perf_counter() - started)
+    forward, piece = _line(*(_per(m, "extract", "flops", "pieces", writing) for m in (small, large)))
+    kmeans, clustering = _line(*(_per(m, "concepts", "work", "clusterings") for m in (small, large)))
+    found = Rates(
+        forward=forward,
+        piece=piece,
+        shard=writing,
+        kmeans=kmeans,
+        clustering=clustering,
+        scores=small["later"] / small["clusterings"],
+        driver=small["driver"] / small["cells"],
+        start=max(on_ray - small["wall"], 0.0) + small["report"],
+        label=small["label_bytes"] / small["label_points"],
+        table=small["table_bytes"] / small["clusterings"],
+    )
+    file = cache_folder() / f"rates-{_file_name(gpu) if gpu else machine()}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found._asdict(), indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def _line(small: tuple[float, float], large: tuple[float, float]) -> tuple[float, float]:
+    """Rate and seconds besides, from (work, seconds) of a piece at two sizes; never below zero."""
+    rate = (large[0] - small[0]) / max(large[1] - small[1], 1e-9)
+    return rate, max(small[1] - small[0] / rate, 0.0)
+
+
+def _per(
+    measured: dict[str, float], stage: str, work: str, count: str, writing: float = float("inf")
+) -> tuple[float, float]:
+    """Work and seconds of one of `count`, without the seconds of the writing."""
+    seconds = measured[stage] - measured["state_bytes"] / writing
+    return measured[work] / measured[count], seconds / measured[count]
+
+
+def _measured(place: Path, size: tuple[int, int, int], gpu: str | None) -> dict[str, float]:
+    """Counts and seconds of a small grid on an encoder of this size."""
+    from raypipe import toy
+    from raypipe.toy.train import Settings, train
+
+    text = []
+    place.mkdir()
+    for lang in ("en", "es"):
+        text.append((toy.texts() / f"corpus/{lang}.txt").read_text(encoding="utf-8").splitlines()[:LINES])
+        (place / f"{lang}.txt").write_text("\n".join(text[-1]), encoding="utf-8")
+    settings = Settings(layers=size[0], width=size[1], checkpoints=(0,))
+    train(list(zip(*text, strict=True)), place, settings)
+    grid = _grid(place, size, gpu)
+    counted, folder = estimate(grid), place / "run"
+    if size == SIZES[0]:
+        run(grid, place / "warm", "inprocess")  # compiles
+    started = time.perf_counter()
+    run(grid, folder, "inprocess")
+    wall = time.perf_counter() - started
+    started = time.perf_counter()
+    run(grid, folder, "inprocess", only="report")
+    report = time.perf_counter() - started
+    marks = {s: [m for c in of if (m := RunDir(folder).mark(c))] for s, of in all_cells(make_plan(grid)).items()}
+    seconds = {stage: sum(mark.seconds for mark in of) for stage, of in marks.items()}
+    model, clusterings = counted["models"]["m"], len(marks["concepts"])
+    tables = [*folder.glob("scores/*"), folder / "similarity.parquet", *folder.glob("_done/**/*.json")]
+    return seconds | {
+        "wall": wall,
+        "report": report,
+        "driver": max(wall - report - sum(seconds.values()), 0.0),
+        "later": sum(seconds[stage] for stage in ("agreement", "scores", "similarity")),
+        "cells": sum(map(len, marks.values())),
+        "clusterings": clusterings,
+        "pieces": model["pieces"],
+        "flops": model["forward_flops"],
+        "state_bytes": model["state_bytes"],
+        "work": counted["kmeans_work"],
+        "label_points": counted["kmeans_points"],
+        "label_bytes": _bytes(marks["concepts"], "labels.parquet"),
+        "table_bytes": _bytes(marks["concepts"], "centroids.parquet")
+        + sum(_bytes(marks[stage], "") for stage in ("agreement", "scores", "similarity"))
+        + sum(file.stat().st_size for file in tables if file.is_file()),
+    }
+
+
+def _bytes(marks: list[Mark], ending: str) -> int:
+    return sum(entry["bytes"] for mark in marks for name, entry in mark.files.items() if name.endswith(ending))
+
+
+def _grid(place: Path, size: tuple[int, int, int], gpu: str | None) -> Grid:
+    return Grid(
+        name="calibration",
+        models={"name": "m", "path": str(place), "revisions": "step-000000"},
+        layers=[size[0]],
+        languages=["en", "es"],
+        corpus={"path": str(place / "{lang}.txt")},
+        lexicon={"format": "muse", "path": "toy:lexicon/{source}-{target}.txt"},
+        concepts={"k": size[2]},
+        resources={"memory": "1GiB", "gpus_per_worker": int(gpu is not None)},
+    )

@@ -1,0 +1,92 @@
+"""What a grid will take: the arithmetic, and where the constants of a machine come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_world
+from conftest import Done
+
+from raypipe import costmodel
+from raypipe.costmodel import Rates, _line, predict, rates
+from raypipe.errors import GridError, RunError
+from raypipe.grid import Grid
+from raypipe.toy import CACHE
+
+RATES = Rates(
+    forward=100, piece=0.5, shard=10, kmeans=50, clustering=2, scores=3, driver=1, start=7, label=4, table=100
+)
+FOUND: dict[str, Any] = {
+    "cells": {"corpus": 2, "concepts": 4, "scores": 1},
+    "models": {"m": {"forward_flops": 1000, "pieces": 20, "state_bytes": 80}},
+    "kmeans_work": 600,
+    "kmeans_longest": 500,
+    "kmeans_points": 30,
+    "kmeans_bytes": 320,
+}
+
+
+@pytest.fixture
+def grid(world: tiny_world.World) -> Callable[..., Grid]:
+    def make(workers: int, n_init: int = 1) -> Grid:
+        return Grid(**world.grid(resources={"workers": workers}, concepts={"k": 6, "n_init": n_init}))
+
+    return make
+
+
+def test_the_parts_add_up_to_the_wall_time(grid: Callable[..., Grid]) -> None:
+    """Forward 1000/100 + 20 x 0.5, writing 80/10, K-means 600/50 + 4 x 2, scores 4 x 3, driver 7 + 7 cells."""
+    found = predict(FOUND, grid(1), RATES)
+    assert found["seconds"] == {"forward": 20, "writing": 8, "kmeans": 20, "scores": 12, "driver": 14}
+    assert found["wall_seconds"] == 74
+    assert found["limit"] == "forward"
+    assert found["storage_bytes"] == 80 + 30 * 4 + 4 * 100
+    assert found["network_bytes"] == 0
+
+
+def test_nodes_share_all_but_the_driver_and_the_longest_clustering(grid: Callable[..., Grid]) -> None:
+    """Two nodes of two workers: K-means ends no sooner than its longest, 500/50; each of two starts doubles it."""
+    found = predict(FOUND, grid(2), RATES, nodes=2)
+    assert found["seconds"] == {"forward": 5, "writing": 2, "kmeans": 10, "scores": 3, "driver": 14}
+    assert found["limit"] == "driver"
+    assert found["network_bytes"] == 600 + 320
+    assert predict(FOUND, grid(2, n_init=2), RATES, nodes=2)["limit"] == "kmeans"
+
+
+def test_rates_of_a_machine_are_those_kept_or_stated_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    found, source = rates()
+    assert found == costmodel.DEFAULT
+    assert (
+        source == f"default constants, {costmodel.machine()} was never measured: `raypipe plan GRID --calibrate` does"
+    )
+    with pytest.raises(GridError, match=r"--gpu H200: never measured; run `raypipe plan GRID --calibrate --gpu H200`"):
+        rates("H200")
+    (tmp_path / "rates-h200.json").write_text(json.dumps(RATES._asdict()))
+    assert rates("H200") == (RATES, "measured on h200")
+    (tmp_path / "rates-h200.json").write_text("{}")
+    with pytest.raises(RunError, match=r"rates-h200.json: damaged; measure again with `raypipe plan GRID --calibrate`"):
+        rates("H200")
+
+
+def test_two_sizes_give_a_rate_and_the_seconds_besides() -> None:
+    assert _line((100, 3), (500, 5)) == (200, 2.5)
+    assert _line((100, 3), (500, 2))[1] == pytest.approx(3)  # noise: the larger one was faster
+
+
+def test_plan_says_what_limits_a_grid(
+    world: tiny_world.World, tmp_path: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    (tmp_path / f"rates-{costmodel.machine()}.json").write_text(json.dumps(RATES._asdict()))
+    (tmp_path / "grid.yaml").write_text(Grid(**world.grid(layers=[1])).to_yaml())
+    done = command("plan", tmp_path / "grid.yaml", "--nodes", 3)
+    assert f"(measured on {costmodel.machine()})" in done.out
+    assert "predicted on 3 nodes: " in done.out
+    shown = json.loads(command("plan", tmp_path / "grid.yaml", "--nodes", 3, "--json").out)["predicted"]
+    assert shown["limit"] in shown["seconds"]
+    assert shown["network_bytes"] > shown["storage_bytes"] > 0
