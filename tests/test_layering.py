@@ -10,7 +10,7 @@ LEVELS = [
     {"cli"},
     {"cli_tables"},
     {"cli_metrics", "cli_exchange", "cli_annotate"},
-    {"importing"},
+    {"importing", "costmodel"},
     {"planning", "show", "correlate", "compare", "exporting", "importing_states"},
     {"pipeline"},
     {"stages", "cluster", "results", "progress"},
