@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,10 @@ from raypipe.errors import ClusterError
 
 CONNECT_SECONDS = 10.0
 """How long a head node may take to answer."""
+PROBE_SECONDS = 2.0
+"""How often it is asked again while work goes on."""
+PATIENCE = 0.5
+"""Share of the time, after which Ray itself ends this process without a word, that a head may stay silent."""
 LOCAL_STORE_BYTES = 512 * 2**20
 """The object store of a Ray that is started here; points pass through it one shard at a time."""
 LOCAL_WORKERS_PER_CORE = 4
@@ -50,6 +55,9 @@ class RayCluster(Cluster):
         self.resources = resources
         self._owned = owned
         self._running: set[Any] = set()
+        self._ended = threading.Event()
+        head = ray.get_runtime_context().gcs_address
+        threading.Thread(target=_watch, args=(head, self._ended), name="head", daemon=True).start()
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
         """See `Cluster.map`."""
@@ -100,6 +108,7 @@ class RayCluster(Cluster):
 
     def close(self) -> None:
         """End pending work; leave the cluster, or shut it down if it was started here."""
+        self._ended.set()
         if ray.is_initialized():
             self._cancel(self._running)
             if self._owned:
@@ -170,6 +179,25 @@ def _knock(address: str, refused: str) -> None:
                 grpc.StatusCode.UNIMPLEMENTED: "give the port of `ray start --head --port`",
             }.get(error.code(), "check that `ray start --head` runs there")
             raise ClusterError(f"{refused} ({error.code().name}); {advice}") from error
+
+
+def _watch(head: str, ended: threading.Event) -> None:
+    """Ends this process with a reason when the head is gone: Ray would do so a little later, without one."""
+    silent = PATIENCE * float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112 - as Ray spells it
+    answered = time.monotonic()
+    while not ended.wait(PROBE_SECONDS):
+        try:
+            _knock(head, "")
+            answered = time.monotonic()
+        except ClusterError:
+            if time.monotonic() - answered < silent or ended.is_set():
+                continue
+            message = (
+                f"raypipe: the head node of Ray at {head} has not answered for {silent:g} s; what is finished is kept, start the "
+                "cluster again, then the same command\n"
+            )
+            os.write(2, message.encode())
+            os._exit(1)  # calls into Ray block now, so that no exception would come through
 
 
 def _start(resources: Resources) -> Resources:

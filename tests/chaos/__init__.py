@@ -8,4 +8,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tiny world of the other tests
 
-import ray  # noqa: E402, F401 - its psutil becomes importable
+import ray  # noqa: F401 - its psutil becomes importable

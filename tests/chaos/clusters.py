@@ -20,10 +20,10 @@ HEARTBEAT = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Ray's settings for noticing losses, tightened so that a run takes seconds: a silent node is dead after 8 s, a silent head after 5 s."""
+"""Ray's settings for noticing losses, tightened so that runs are short: a silent node is dead after 8 s, a head given up after 10 s."""
 SILENT_SECONDS = 12.0
 """Longer than a silent node lives."""
 WORKERS = 2

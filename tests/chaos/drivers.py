@@ -39,23 +39,25 @@ def _drive(
     os.environ.update(env)
     tempfile.tempdir = None
     enter(namespace)
+    import ray
+
     from raypipe import pipeline
-    from raypipe.cluster import Resources, connect
     from raypipe.errors import RaypipeError
     from raypipe.grid import Grid
 
-    with connect(address, Resources(workers=1, gpus_per_worker=0, threads=1, memory=0)):
-        while (run := orders.recv()) is not None:
-            code = 0
-            try:
-                pipeline.run(Grid(**fields), run, address)
-            except RaypipeError as error:
-                print(f"raypipe: {error}", flush=True)
-                code = 1
-            except BaseException:
-                traceback.print_exc()
-                code = 2
-            orders.send(code)
+    if address != "inprocess":
+        ray.init(address=address, log_to_driver=False)
+    while (run := orders.recv()) is not None:
+        code = 0
+        try:
+            pipeline.run(Grid(**fields), run, address)
+        except RaypipeError as error:
+            print(f"raypipe: {error}", flush=True)
+            code = 1
+        except BaseException:
+            traceback.print_exc()
+            code = 2
+        orders.send(code)
 
 
 class Driver:

@@ -71,10 +71,14 @@ class World:
 
 
 def _commit() -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    """The last commit that changed the package, `-dirty` if it was changed since."""
 
-    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "../../raypipe") else "")
+    def git(*words: str) -> str:
+        root = Path(__file__).parents[2]
+        return subprocess.run(["git", *words], check=True, cwd=root, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "raypipe")
+    return git("log", "-1", "--format=%h", "--", "raypipe") + ("-dirty" if changed else "")
 
 
 class Scene:
