@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ HEARTBEAT = {
     "RAY_health_check_failure_threshold": "4",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",  # else a token that lies about would be asked of the nodes, not of all of them
 }
 """Ray's settings for noticing losses, tightened so that runs are short: a silent node is dead after 8 s, a head given up after 10 s."""
 SILENT_SECONDS = 12.0
@@ -44,7 +46,7 @@ class LocalCluster:
         self._services: list[list[int]]
         self.address: str
         self.address, self._services = self._pipe.recv()
-        self._hurt: set[int] = set()
+        self._hurt: dict[int, list[int]] = {}
 
     def raylet(self, node: int) -> int:
         """The pid of a node's raylet; node 0 is the head."""
@@ -52,7 +54,7 @@ class LocalCluster:
 
     def hurt(self, node: int) -> None:
         """Says that what is left of a node is to be counted."""
-        self._hurt.add(node)
+        self._hurt[node] = self.pids(node)
 
     def pids(self, node: int) -> list[int]:
         """Every living process of a node, services first."""
@@ -70,6 +72,8 @@ class LocalCluster:
 
     def mend(self) -> None:
         """Puts a new node in the place of each that was hurt; a new cluster in the place of one without a head."""
+        if 0 in self._hurt:  # as `ray stop` on every node before the new start
+            kill([pid for pids in self._hurt.values() for pid in pids])
         self._pipe.send(sorted(self._hurt))
         self.address, self._services = self._pipe.recv()
         self._hurt.clear()
@@ -78,6 +82,13 @@ class LocalCluster:
         """Ends every node."""
         self._pipe.send(None)
         self._keeper.join()
+
+
+def kill(pids: list[int]) -> None:
+    """Ends processes, those that still live, without asking them."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _works(process: psutil.Process) -> bool:
@@ -138,9 +149,13 @@ class NamespaceCluster:
         self._ips = [f"10.213.7.{number + 1}" for number in range(1 + WORKERS)]
         self.address = f"{self._ips[0]}:6379"
         self._hurt: set[int] = set()
-        self._join()
-        for number in range(1 + WORKERS):
-            self._start(number)
+        try:
+            self._join()
+            for number in range(1 + WORKERS):
+                self._start(number)
+        except BaseException:
+            self.close()
+            raise
 
     def _join(self) -> None:
         switch = f"{self._tag}-s"
@@ -206,16 +221,16 @@ class NamespaceCluster:
         self._hurt.clear()
 
     def _end(self, node: int) -> None:
-        for pid in self.pids(node):
-            with suppress(ProcessLookupError):
-                os.kill(pid, 9)
+        kill(self.pids(node))
 
     def close(self) -> None:
         """Ends every node and takes the namespaces away."""
-        for node in range(1 + WORKERS):
-            self._end(node)
-        for name in (*self.namespaces, f"{self._tag}-s"):
-            _ip("netns", "delete", name)
+        there = _ip("netns", "list")
+        for node, name in enumerate((*self.namespaces, f"{self._tag}-s")):
+            if name in there:
+                if node <= WORKERS:
+                    self._end(node)
+                _ip("netns", "delete", name)
 
 
 def refusal() -> str:
@@ -229,13 +244,3 @@ def refusal() -> str:
     except subprocess.CalledProcessError as error:
         return f"network namespaces: the kernel refuses ({error.stderr.strip()})"
     return ""
-
-
-@contextmanager
-def opened(kind: type[LocalCluster] | type[NamespaceCluster], env: Mapping[str, str]) -> Iterator[Any]:
-    """A cluster that is ended on leaving."""
-    cluster = kind(env)
-    try:
-        yield cluster
-    finally:
-        cluster.close()

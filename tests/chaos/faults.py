@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from .clusters import SILENT_SECONDS, WORKERS
+from .clusters import SILENT_SECONDS, WORKERS, kill
 from .compare import processes
 from .drivers import Driver, wait_for
 
@@ -55,18 +54,12 @@ def _titled(starts: tuple[str, ...]) -> list[int]:
     return found
 
 
-def _kill(pids: list[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
 def _kill_one(scene: Scene, draw: random.Random, starts: tuple[str, ...]) -> Moment | None:
     pids = wait_for(lambda: _titled(starts), scene.driver)
     if not pids:
         return None
     target = draw.randrange(len(pids))
-    _kill([pids[target]])
+    kill([pids[target]])
     return {"target": target}
 
 
@@ -104,7 +97,7 @@ def head(scene: Scene, draw: random.Random) -> Moment | None:
     if moment:
         for number in range(1 + WORKERS):
             scene.cluster.hurt(number)
-        _kill(scene.cluster.pids(0))
+        kill(scene.cluster.pids(0))
     return moment
 
 
@@ -112,7 +105,7 @@ def _node(scene: Scene, draw: random.Random, pids: Any) -> Moment | None:
     moment, target = _at(scene, draw), draw.randint(1, WORKERS)
     if moment:
         scene.cluster.hurt(target)
-        _kill(pids(target))
+        kill(pids(target))
     return moment and moment | {"target": target}
 
 
@@ -129,7 +122,7 @@ def driver(scene: Scene, draw: random.Random) -> Moment | None:
     """The driver."""
     moment = _at(scene, draw)
     if moment:
-        _kill([scene.driver.pid])
+        kill([scene.driver.pid])
     return moment
 
 
