@@ -163,7 +163,7 @@ def test_local_ray_is_silent_about_lost_workers_and_leaves_nothing_behind(tmp_pa
 def test_every_other_node_with_room_for_a_worker_is_visited(tmp_path):
     """A head without CPUs drives two nodes that can hold a worker and one that cannot."""
     code = """
-import os, ray
+import os, time, ray
 from ray.cluster_utils import Cluster
 from raypipe.cluster import connect
 from raypipe.cluster.protocol import Failure, Resources
@@ -171,8 +171,16 @@ from raypipe.cluster.protocol import Failure, Resources
 def where(item):
     if item == "fail":
         raise ValueError("not here")
-    return {"node": ray.get_runtime_context().get_node_id(), "item": item}
+    node = ray.get_runtime_context().get_node_id()
+    if item == "dies once" and not os.path.exists("FOLDER/" + node):
+        open("FOLDER/" + node, "w").close()
+        os._exit(1)
+    if item == f"{node} is lost":
+        os.kill(os.getppid(), 9)  # its raylet
+        time.sleep(60)
+    return {"node": node, "item": item}
 
+os.environ.update(RAY_health_check_initial_delay_ms="1000", RAY_health_check_period_ms="500")  # a lost node is missed soon
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 nodes = [cluster.add_node(num_cpus=cpus) for cpus in (2, 2, 1)]
 try:
@@ -181,12 +189,17 @@ try:
         print(sorted(answer["node"] for _, answer in found) == sorted(node.node_id for node in nodes[:2]))
         print([address for address, _ in found], {answer["item"] for _, answer in found})
         print([answer.message for _, answer in place.on_other_nodes(where, "fail")])
+        print([answer["item"] for _, answer in place.on_other_nodes(where, "dies once")])
+        left = place.on_other_nodes(where, f"{nodes[0].node_id} is lost")
+        print([answer["node"] for _, answer in left] == [nodes[1].node_id])
 finally:
     cluster.shutdown()
 """
-    done = run_script(code, tmp_path, timeout=120)
+    done = run_script(code.replace("FOLDER", str(tmp_path)), tmp_path, timeout=240)
     assert done.returncode == 0, done.stderr
-    same, found, failed = done.stdout.splitlines()[-3:]
+    same, found, failed, again, left = done.stdout.splitlines()[-5:]
+    assert again == "['dies once', 'dies once']"
+    assert left == "True"
     assert same == "True"
     assert found.endswith("{7}")
     assert found.count(".") == 6

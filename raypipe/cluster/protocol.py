@@ -132,7 +132,7 @@ class Cluster(Protocol):
         """
 
     def on_other_nodes(self, work: Callable[[T], R], item: T) -> Iterator[tuple[str, R | Failure]]:
-        """Run `work(item)` once on every node but this process's own.
+        """Run `work(item)` once on every node but this process's own, again where its process died.
 
         Yields:
             (name of the node, result), in the order of the nodes' ids.

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raypipe.cluster.protocol import MAX_DEATHS, Cluster, Failure, Points, R, Resources, S, T, Worker, one_line, raised
 from raypipe.cluster.ray_points import open_points
 from raypipe.cluster.ray_stream import stream
-from raypipe.cluster.ray_wait import capacity, fetch, options, room, wait_any, wanted_and_found
+from raypipe.cluster.ray_wait import POLL_SECONDS, capacity, fetch, options, room, wait_any, wanted_and_found
 from raypipe.cluster.threads import limit_threads
 from raypipe.errors import ClusterError
 
@@ -95,16 +95,26 @@ class RayCluster(Cluster):
         return open_points(read, shards, self.resources)
 
     def on_other_nodes(self, work: Callable[[T], R], item: T) -> Iterator[tuple[str, R | Failure]]:
-        """See `Cluster.on_other_nodes`; a node that cannot hold a worker is left out, since nothing will run there."""
-        own = ray.get_runtime_context().get_node_id()
-        others = [node for node in ray.nodes() if node["NodeID"] != own and room(node, self.resources)]
-        sent = []
-        for node in sorted(others, key=itemgetter("NodeID")):
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        """See `Cluster.on_other_nodes`; left out are nodes where nothing will run: too small for a worker, or lost meanwhile."""
+        own, sent = ray.get_runtime_context().get_node_id(), {}
+
+        def send(node: str) -> Any:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
             task = ray.remote(max_retries=0, num_cpus=0, scheduling_strategy=there)(_run)
-            sent.append((node["NodeManagerAddress"], task.remote(work, item, self.resources.threads)))
-        for address, reference in sent:
-            yield address, fetch(reference)
+            return task.remote(work, item, self.resources.threads)
+
+        for node in sorted(ray.nodes(), key=itemgetter("NodeID")):
+            if node["NodeID"] != own and room(node, self.resources):
+                sent[node["NodeID"]] = node["NodeManagerAddress"], send(node["NodeID"])
+        for name, (address, reference) in sent.items():
+            answer = fetch(reference)
+            for times in range(1, MAX_DEATHS + 1):
+                if not isinstance(answer, Failure) or answer.kind == "error" or not _lives(name):
+                    break
+                time.sleep(POLL_SECONDS * times)  # half a minute in all: longer than Ray takes to miss a node
+                answer = fetch(send(name))
+            if not isinstance(answer, Failure) or answer.kind == "error" or _lives(name):
+                yield address, answer
 
     def close(self) -> None:
         """End pending work; leave the cluster, or shut it down if it was started here."""
@@ -119,6 +129,10 @@ class RayCluster(Cluster):
         for reference in list(references):
             self._running.discard(reference)
             ray.cancel(reference, force=True)
+
+
+def _lives(name: str) -> bool:
+    return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == name)
 
 
 def open_ray(address: str, resources: Resources) -> RayCluster:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -209,7 +208,9 @@ class NamespaceCluster:
         return sorted(map(int, _ip("netns", "pids", self.namespaces[node]).split()))
 
     def is_ours(self, process: psutil.Process) -> bool:
-        """Whether a process belongs to a node that was not hurt and is none of a driver's workers."""
+        """As that of a `LocalCluster`; the log monitor of `ray start` outlives its raylet, until `ray stop`."""
+        if any("log_monitor.py" in word for word in process.cmdline()):
+            return True
         living = {pid for node in range(1 + WORKERS) if node not in self._hurt for pid in self.pids(node)}
         return process.pid in living and not _works(process)
 
@@ -235,12 +236,12 @@ class NamespaceCluster:
 
 def refusal() -> str:
     """Why this machine cannot have network namespaces of its own; nothing where it can."""
-    if not Path("/usr/sbin/ip").exists() and not Path("/sbin/ip").exists():
-        return "network namespaces: the command ip (iproute2) is absent"
     name = f"chaos{os.getpid()}-t"
     try:
         _ip("netns", "add", name)
         _ip("netns", "delete", name)
+    except FileNotFoundError:
+        return "the command ip (iproute2) is absent"
     except subprocess.CalledProcessError as error:
-        return f"network namespaces: the kernel refuses ({error.stderr.strip()})"
+        return f"network namespaces are refused ({error.stderr.strip()})"
     return ""

@@ -5,7 +5,6 @@ A fault returns where it struck, or None if the driver was done before.
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import time

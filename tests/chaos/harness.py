@@ -20,7 +20,7 @@ from raypipe import pipeline
 from raypipe.grid import Grid
 from raypipe.storage import below, place
 
-from . import faults
+from . import clusters, faults
 from .clusters import HEARTBEAT, LocalCluster, NamespaceCluster
 from .compare import adopt, differences, left_running, shared_memory, strangers, tables
 from .drivers import Driver, in_child
@@ -103,6 +103,17 @@ class Scene:
         """Ends the driver."""
         if self.driver is not None:
             self.driver.close()
+
+
+def refusal(kind: str, world: World) -> str:
+    """Why this machine cannot have a kind of fault; nothing where it can."""
+    if kind == "network":
+        return clusters.refusal()
+    try:
+        with _tmpfs(world.temporary) if kind == "disk" else nullcontext():
+            return ""
+    except subprocess.CalledProcessError as error:
+        return f"mounting a tmpfs is refused ({error.stderr.decode().strip()})"
 
 
 def fault_runs(world: World, kind: str, seeds: range) -> Iterator[Entry]:
@@ -246,7 +257,7 @@ def _place(world: World, kind: str, workplace: Any) -> Iterator[Any]:
 
 @contextmanager
 def _tmpfs(folder: Path) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", TMPFS, "tmpfs", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", TMPFS, "tmpfs", str(folder)], check=True, capture_output=True)
     try:
         yield
     finally:
