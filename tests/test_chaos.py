@@ -78,6 +78,6 @@ def test_a_ledger_grows_and_sums_up(tmp_path: Path) -> None:
     assert (good.clean, bad.clean) == (True, False)
     assert json.loads((tmp_path / "ledger").read_text().splitlines()[0])["commit"] == "abc"
     rows = [line.split(" | ")[2:] for line in table([good, bad]).splitlines()]
-    assert rows[2] == ["1", "0", "0", "7", "1", "30", "1", "1", "9.0 |"]
-    assert rows[3] == ["1", "0", "1", "0", "0", "0", "0", "0", "2.5 |"]
-    assert rows[4] == ["2", "0", "1", "7", "1", "30", "1", "1", "9.0 |"]
+    assert rows[2] == ["1", "0", "0", "0", "7", "1", "30", "1", "1", "9.0 |"]
+    assert rows[3] == ["1", "0", "1", "0", "0", "0", "0", "0", "0", "2.5 |"]
+    assert rows[4] == ["2", "0", "1", "0", "7", "1", "30", "1", "1", "9.0 |"]

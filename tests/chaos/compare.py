@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil  # comes with Ray
 import pyarrow.parquet as pq
 
+from raypipe.rundir import LOGS
 from raypipe.storage import Place, below
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -51,7 +52,7 @@ def _rows(data: bytes) -> Counter[str]:
 def strangers(run: Place, expected: set[str], temporary: Path) -> list[str]:
     """Files that the undisturbed run does not have: temporary ones in the run and elsewhere."""
     allowed = expected | {".lock"}
-    files = [name for name in below(run, "*") if name not in allowed]
+    files = [name for name in below(run, "*") if name not in allowed and not name.startswith(f"{LOGS}/")]
     return files + [f"temporary: {file.name}" for file in sorted(temporary.iterdir())]
 
 

@@ -203,9 +203,8 @@ def _to_the_end(kind: str, scene: Scene) -> tuple[str, str, bool]:
             return outcome, reason, False
         killed = kind == "driver" and not number
         said = "killed" if killed else scene.driver.said()
-        if not said:
-            return "unclear", f"exit code {code}", False
-        outcome, reason = "resumed", said
+        outcome = "wordless" if not said or outcome == "wordless" else "resumed"
+        reason = said or f"exit code {code}"
         if kind == "disk":
             faults.empty(scene.run)
         if kind == "head":

@@ -33,7 +33,8 @@ class Entry:
         kind: One of `KINDS`.
         seed: Makes the same moment and target again.
         moment: Where the fault was set, in the words of its kind.
-        outcome: completed (in one go), resumed (stopped with a reason, then completed), or unclear (stopped without a reason).
+        outcome: completed (in one go), resumed (stopped with a reason, then completed), wordless (stopped without one, then completed),
+            or unclear (never completed).
         reason: What the driver said when it stopped, the last one.
         seconds: Wall time, reruns included.
         lost: Rows of the undisturbed tables that are not there.
@@ -80,9 +81,7 @@ def table(entries: list[Entry]) -> str:
     by_kind = defaultdict[str, list[Entry]](list)
     for entry in entries:
         by_kind[entry.kind].append(entry)
-    columns = (
-        "kind | fault | runs | completed | resumed | rows lost | rows doubled | bytes differing | leftovers | hangs"
-    )
+    columns = "kind | fault | runs | completed | resumed | wordless | rows lost | rows doubled | bytes differing | leftovers | hangs"
     names = [*columns.split(" | "), "seconds, median"]
     lines = ["| " + " | ".join(names) + " |", "|---" * 2 + "|---:" * (len(names) - 2) + "|"]
     for kind, fault in KINDS.items():
@@ -98,7 +97,7 @@ def _row(kind: str, fault: str, entries: list[Entry]) -> str:
         kind,
         fault,
         len(entries),
-        *(sum(entry.outcome == outcome for entry in entries) for outcome in ("completed", "resumed")),
+        *(sum(entry.outcome == outcome for entry in entries) for outcome in ("completed", "resumed", "wordless")),
         *(sum(getattr(entry, name) for entry in entries) for name in ("lost", "duplicated", "differing")),
         sum(len(entry.leftovers) for entry in entries),
         sum(entry.hang for entry in entries),
