@@ -209,8 +209,9 @@ class NamespaceCluster:
 
     def is_ours(self, process: psutil.Process) -> bool:
         """As that of a `LocalCluster`; the log monitor of `ray start` outlives its raylet, until `ray stop`."""
-        if any("log_monitor.py" in word for word in process.cmdline()):
-            return True
+        with suppress(psutil.Error):
+            if any("log_monitor.py" in word for word in process.cmdline()):
+                return True
         living = {pid for node in range(1 + WORKERS) if node not in self._hurt for pid in self.pids(node)}
         return process.pid in living and not _works(process)
 
