@@ -344,7 +344,10 @@ def status(run: RunPath, as_json: Json = False) -> None:
 def show(
     run: RunPath,
     what: Annotated[
-        str, typer.Argument(help="calign, colap, similarity, robustness, conclusions, agreement, concepts or patching.")
+        str,
+        typer.Argument(
+            help="calign, colap, similarity, robustness, conclusions, warnings, agreement, concepts or patching."
+        ),
     ],
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     revision: Annotated[str | None, typer.Option(help="Only this revision.")] = None,
@@ -374,7 +377,7 @@ def show(
         raise GridError(f"show {what}: expected {', '.join(tables.SCORES)}, concepts or patching")
     if as_json:
         _print_json([{name: value for name, value in row.items() if name != "words"} for row in rows])
-    elif rows:
+    elif rows or what == "warnings":  # of which none is an answer
         _console().print(tables.rows_table(rows, columns))
     else:
         raise GridError(f"show {what}: no row fits; `raypipe show {run} {what}` lists all")

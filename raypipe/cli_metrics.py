@@ -186,9 +186,21 @@ def colap(
     found["reason"] = "" if score.concepts else "no_concepts"
     if official and exact("theta", settings["theta"]) < 1:
         found["reason"] = f"PERCENT_SCALE: theta {theta} is a percentage here; 30 means a share of 0.3"
+    if boundary is not None and _first_of_second(clusters) == boundary:
+        off = f"OFF_BY_ONE: sentence {boundary} is the first of language 2; give --boundary {boundary - 1}"
+        found["reason"] = "; ".join(filter(None, (found["reason"], off)))
     found["points"] = {language: languages.count(language) for language in scope}
     found["shares"] = [row._asdict() for row in score.rows]
     _print_score(found | {"files": [_counts(points)], "settings": settings}, as_json)
+
+
+def _first_of_second(clusters: Path) -> int | None:
+    """The first sentence of the second language, where the side file of a joint cluster file says it."""
+    from raypipe.interop.clusterfiles import read_first_sentences
+
+    side = Path(f"{clusters}.json")
+    first = sorted(read_first_sentences(side).values()) if side.is_file() else []
+    return first[1] if len(first) > 1 else None
 
 
 def _languages(clusters: Path, points: ClusterFile, boundary: int | None) -> tuple[list[str], list[str]]:

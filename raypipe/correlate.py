@@ -14,9 +14,9 @@ from raypipe.interop.taskscores import TaskScore, read_task_scores
 from raypipe.results import Run
 from raypipe.science.correlate import MIN_POINTS, MIN_TESTED, correlation
 from raypipe.science.intervals import Sampling
+from raypipe.stages.emergence import SETTINGS
 
 SAMPLING = Sampling(permutations=2000, resamples=2000)
-SETTINGS = ("variant", "algorithm", "k", "theta", "translations", "min_types", "size_ratio", "rule")
 MEASURES = {"calign": ("calign", "calign_eligible"), "colap": ("colap", "colap_eligible"), "similarity": ("value",)}
 POINT = ["model", "revision", "source", "target"]
 GROUP = ["model", "revision", "task", "measure", "component", "layer", "setting"]

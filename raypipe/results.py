@@ -96,6 +96,10 @@ class Run:
         """
         return self._several("conclusions", "setting", "of concepts.seeds, k, algorithm or thresholds")
 
+    def warnings(self) -> pa.Table:
+        """The warnings of the report, one row per failure signature; none where nothing asks for a second look."""
+        return self._scores("warnings")
+
     def similarity(self) -> pa.Table:
         """The neighbouring measures per model, revision, layer and pair or direction, each with its chance level and null.
 

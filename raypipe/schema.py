@@ -293,6 +293,13 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         ),
         Column("share_thresholds", _F64, "the same where only thresholds differ from the default", "fraction"),
     ),
+    "warnings": (
+        Column("code", _STR, "name of the failure signature"),
+        Column("where", _STR, "the worst case, and how many more there are"),
+        Column("value", _STR, "what was measured there"),
+        Column("limit", _STR, "what it is held against"),
+        Column("advice", _STR, "what it means and what to try"),
+    ),
     "agreement": (
         *STATES,
         Column("component", _STR, "component the states come from"),

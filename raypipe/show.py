@@ -59,6 +59,7 @@ SCORES = {
         "metric kind model? revision? component? higher lower difference seed_sd? share share_seed share_k share_algorithm "
         "share_thresholds settings?"
     ),
+    "warnings": _names("code where value limit advice"),
     "agreement": _names(
         "model revision component? variant? layer scope algorithm? k? seed axis reference ari ami jaccard largest empty reason?"
     ),
@@ -103,7 +104,9 @@ def scores(
         GridError: The table has no layers or pairs to choose from.
     """
     table = getattr(run, what)()
-    for flag, value, columns in (("layer", layer, {"layer"}), ("pair", pair, {"source", "scope"})):
+    axes = {"model": model, "revision": revision, "layer": layer, "pair": pair}
+    for flag, value in axes.items():
+        columns = {"source", "scope"} if flag == "pair" else {flag}
         if value is not None and not columns & set(table.column_names):
             raise GridError(f"show {what}: its rows are about all of them; leave out --{flag}")
     return of_pair(select(table, model=model, revision=revision, layer=layer).to_pylist(), pair)

@@ -1,10 +1,11 @@
-"""What the benchmark of extraction compares: the reference procedure gives our values, and the stage runs as it is timed."""
+"""What the benchmarks compare: the reference procedures give our values, and the stage runs as it is timed."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import tiny_models
 from raypipe.cluster.inprocess import InProcess
 from raypipe.cluster.protocol import Resources
 from raypipe.models.states import word_states
+from raypipe.science.calign import calign
 
 LINES = [tiny_models.TEXTS[index] for index in (0, 1, 6, 7)]
 
@@ -67,3 +69,19 @@ def test_what_is_measured_of_memory(extraction: Any) -> None:
         while not found or found[-1] < held.nbytes:
             os.sched_yield()
     assert max(found) >= held.nbytes
+
+
+@pytest.mark.parametrize("theta", [0.1, 0.3, 0.5])
+def test_the_published_loop_aligns_the_same_concepts(theta: float) -> None:
+    random = np.random.default_rng(0)
+    source, target = (([f"{p}{w}" for w in random.integers(60, size=400)], random.integers(30, size=400)) for p in "st")
+    dictionary = {f"s{w}": [f"t{t}" for t in random.integers(60, size=10)] for w in range(50)}
+    loop = str(Path(__file__).parents[1] / "benchmarks" / "alignment_loop.py")
+    given: dict[str, Any] = {"theta": theta, "types": 4, "ratio": 0.4}
+    given["dictionary"] = {word: [(translation, 1.0) for translation in found] for word, found in dictionary.items()}
+    for name, (words, concepts) in (("source", source), ("target", target)):
+        given[name] = {int(c): {w for w, of in zip(words, concepts, strict=True) if of == c} for c in set(concepts)}
+    aligned = {(s, t) for s, targets in runpy.run_path(loop, given)["aligned"].items() for t in targets}
+    score = calign(source, target, dictionary, theta=str(theta), min_types=4, size_ratio="0.4", official=True)
+    assert set(score.pairs) == aligned
+    assert aligned

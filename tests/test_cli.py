@@ -514,13 +514,25 @@ def test_show_concepts(finished: Path, command: Command) -> None:
 
 def test_show_of_what_is_not_there(finished: Path, command: Command) -> None:
     assert command("show", finished, "shapes").error == (
-        "show shapes: expected calign, colap, similarity, robustness, conclusions, agreement, concepts or patching"
+        "show shapes: expected calign, colap, similarity, robustness, conclusions, warnings, agreement, concepts or patching"
     )
     for flags in (["--model", "nobody"], ["--layer", "2"], ["--pair", "en-it"], ["--revision", "step-3"]):
         done = command("show", finished, "calign", *flags)
         assert done.code == 1
         assert done.error == f"show calign: no row fits; `raypipe show {finished} calign` lists all"
         assert printed(command("show", finished, "calign", *flags, "--json")) == []
+
+
+def test_show_warnings(finished: Path, command: Command) -> None:
+    rows = raypipe.open_run(finished).warnings().to_pylist()
+    assert printed(command("show", finished, "warnings", "--json")) == rows
+    page, text = raypipe.open_run(finished).report.read_text(), command("show", finished, "warnings").out
+    assert rows
+    for row in rows:
+        assert row["code"] in page
+        assert row["code"] in text
+    done = command("show", finished, "warnings", "--model", "tiny")
+    assert done.error == "show warnings: its rows are about all of them; leave out --model"
 
 
 def test_show_what_scores_rest_on(finished: Path, command: Command) -> None:

@@ -239,3 +239,15 @@ def test_colap_warns_of_a_fraction_taken_for_a_percentage(tmp_path: Path, comman
     file = joint(tmp_path / "c.txt", [[("a", 0), ("b", 1)]])
     found = printed(command("colap", file, "--boundary", 0, "--official", "--theta", "0.3", "--json"))
     assert found["reason"] == "PERCENT_SCALE: theta 0.3 is a percentage here; 30 means a share of 0.3"
+
+
+def test_a_boundary_that_is_the_first_sentence_of_the_second_language_is_told(tmp_path: Path, command: Command) -> None:
+    file = tmp_path / "c.txt"
+    file.write_text("".join(f"w{s}|||1|||{s}|||0|||0\n" for s in range(6)), encoding="utf-8")
+    Path(f"{file}.json").write_text('{"first_sentence": {"de": 3, "en": 0}, "lines": 6}')
+    for boundary, said in ((2, ""), (3, "OFF_BY_ONE: sentence 3 is the first of language 2; give --boundary 2")):
+        assert printed(command("colap", file, "--boundary", boundary, "--json"))["reason"] == said
+    flags = ("--boundary", 3, "--official", "--theta", "0.3", "--json")
+    reason = printed(command("colap", file, *flags))["reason"]
+    assert reason.startswith("PERCENT_SCALE: ")
+    assert "; OFF_BY_ONE: " in reason

@@ -20,6 +20,7 @@ from raypipe.science.calign_draws import NULLS
 from raypipe.science.intervals import share_interval
 from raypipe.science.nulls import NullSummary
 from raypipe.stages import scores
+from raypipe.stages.parts import incomplete
 from raypipe.stages.scorerows import folded_coverage
 
 STATE = {"model": "m", "revision": "r", "component": "encoder", "variant": "v-default"}
@@ -177,7 +178,7 @@ def test_a_cell_with_a_failed_clustering_serves_but_is_not_done(tmp_path: Path) 
     run = RunDir(tmp_path)
     cell = Cell("scores", (("pair", "en+de"),), axes={"inputs": ["a"], "thresholds": ["0.8"]})
     assert not scores.serves(run, cell)
-    run.finish(scores._incomplete(cell), {}, 0.0, {"missing": 1})
+    run.finish(incomplete(cell), {}, 0.0, {"missing": 1})
     assert (run.is_done(cell), scores.serves(run, cell)) == (False, True)
     other = Cell("scores", cell.key, axes={"inputs": ["a"], "thresholds": ["0.7"]})
     assert not scores.serves(run, other)

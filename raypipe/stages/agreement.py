@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -22,7 +21,7 @@ from raypipe.science.agreement import agreement, best_jaccard
 from raypipe.science.incidence import IntArray
 from raypipe.stages.concepts import scopes
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.parts import part
+from raypipe.stages.parts import incomplete, part
 from raypipe.stages.plan import Plan, clustering_place, scope_name
 
 NAME, VERSION = "agreement", 1
@@ -51,8 +50,7 @@ def run(context: Context, left: list[Cell]) -> None:
     context.watcher.start(NAME, len(left), "layers")
     items = [_item(context, cell) for cell in left]
     for cell, receipt in context.each(context.cluster.map(work, items), left):
-        # Marked as of other inputs than asked for, as an incomplete cell of scores is.
-        context.finish(replace(cell, axes={**cell.axes, "inputs": []}) if receipt["missing"] else cell, receipt)
+        context.finish(incomplete(cell) if receipt["missing"] else cell, receipt)
 
 
 def _item(context: Context, cell: Cell) -> Item:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
 from raypipe.rundir import Cell, RunDir
+
+
+def incomplete(cell: Cell) -> Cell:
+    """The cell as it is marked where an input is missing: of other inputs than asked for, so that it is made again."""
+    return replace(cell, axes={**cell.axes, "inputs": []})
 
 
 def part(cell: Cell) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe.rundir import Cell
+from raypipe.schema import make_table
 from raypipe.stages.context import Context
 from raypipe.stages.signatures import Finding, signatures
 
 PLACE = "report/index.html"
-FLAT = ("robustness", "conclusions")  # tables of tables, written beside the page
+FLAT = ("robustness", "conclusions", "warnings")  # tables of tables, written beside the page
 
 
 def write(
@@ -28,6 +29,8 @@ def write(
     }
     done = {stage: [(cell, mark.receipt) for cell, mark in listed if mark] for stage, listed in marks.items()}
     findings = signatures(tables, done) if "calign" in tables else []
+    if "calign" in tables:
+        context.run.write_table("scores/warnings.parquet", make_table("warnings", findings))
     counts: dict[str, Any] = {
         "sentences": {cell["lang"]: receipt["lines"] for cell, receipt in done["corpus"]},
         "words": {cell["lang"]: receipt["words"] for cell, receipt in done["corpus"]},

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import count, product, repeat
 from pathlib import Path
@@ -25,6 +24,7 @@ from raypipe.science.colap import Overlap
 from raypipe.science.occurrences import normalise
 from raypipe.science.thresholds import AlignThresholds, OverlapThresholds
 from raypipe.stages.context import Context, Item, Receipt
+from raypipe.stages.parts import incomplete
 from raypipe.stages.plan import Plan, Side, clustering_place, joint, scope_name
 from raypipe.stages.scorerows import (
     align_key,
@@ -98,20 +98,15 @@ def run(context: Context, left: list[Cell]) -> None:
     context.watcher.start(NAME, len(left), "pairs")
     items, lacking = [_item(context, cell) for cell in left], 0
     for cell, receipt in context.each(context.cluster.map(work, items), left):
-        context.finish(_incomplete(cell) if receipt["missing"] else cell, receipt)
+        context.finish(incomplete(cell) if receipt["missing"] else cell, receipt)
         lacking += receipt["missing"] > 0
     if lacking:
         context.watcher.note(f"scores: {lacking} of {len(left)} pairs lack a clustering; those rows say input_failed")
 
 
-def _incomplete(cell: Cell) -> Cell:
-    """The cell as it is marked where a clustering is missing: of other inputs than asked for, so that it is scored again."""
-    return replace(cell, axes={**cell.axes, "inputs": []})
-
-
 def serves(run: RunDir, cell: Cell) -> bool:
     """Whether the rows of a cell are there and those of the present grid, clusterings that failed or not."""
-    return run.is_done(cell) or run.is_done(_incomplete(cell))
+    return run.is_done(cell) or run.is_done(incomplete(cell))
 
 
 def _item(context: Context, cell: Cell) -> Item:

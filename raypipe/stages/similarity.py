@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, lru_cache, partial
 from itertools import chain, product
 from typing import Any, NamedTuple
@@ -40,7 +39,7 @@ from raypipe.science.similarity import anc, centred, cka, mexa, retrieval
 from raypipe.stages import meanings
 from raypipe.stages.annotated import read_marks
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.parts import part
+from raypipe.stages.parts import incomplete, part
 from raypipe.stages.plan import Plan, clustering_place, joint, scope_name
 from raypipe.statefile import read_layer
 
@@ -53,6 +52,12 @@ ANNOTATED = {
     "structural_procrustes": "upos",
     "false_friends": "concept_table",
 }
+WORDS = ("retrieval", "structural_rsa", "structural_procrustes", "false_friends")
+READS = (  # the stage whose cells a measure reads, with the axis that names the side or scope
+    dict.fromkeys(OF_SENTENCES, ("sentences", "lang"))
+    | dict.fromkeys(WORDS, ("extract", "lang"))
+    | {"expert_overlap": ("neurons", "lang"), "am2ico": (meanings.NAME, "pair"), "stability": ("concepts", "scope")}
+)
 SEED = 0  # of the permutations and the bootstrap
 Row = dict[str, Any]
 States = NDArray[np.float32]
@@ -65,7 +70,7 @@ def cells(plan: Plan, made: dict[str, list[Cell]]) -> list[Cell]:
     """One cell per checkpoint, component and pair where the grid asks for measures; `made` are the cells of the stages before."""
     grid, found = plan.grid, list[Cell]()
     fields = plan.fields(*FIELDS) | {"similarity version": VERSION}
-    measures = _measurable(grid)
+    measures = [measure for measure in grid.similarity.measures if measure not in grid.lacking()]
     kinds = [ANNOTATED[measure] for measure in measures if measure in ANNOTATED]
     for checkpoint, component in plan.cells_of_models() if grid.similarity.measures else ():
         state = plan.state(checkpoint, component)
@@ -74,7 +79,7 @@ def cells(plan: Plan, made: dict[str, list[Cell]]) -> list[Cell]:
             names = {*(side.name for side in sides), scope_name(joint(sides)), "+".join(pair)}
             own = [
                 cell.fingerprint
-                for stage, axis in _read_by(grid)
+                for stage, axis in {READS[measure] for measure in measures}
                 for cell in made[stage]
                 if cell.key[:4] == state and cell[axis] in names
             ]
@@ -91,31 +96,12 @@ def cells(plan: Plan, made: dict[str, list[Cell]]) -> list[Cell]:
     return found
 
 
-def _measurable(grid: Grid) -> list[str]:
-    return [measure for measure in grid.similarity.measures if measure not in grid.lacking()]
-
-
-def _read_by(grid: Grid) -> list[tuple[str, str]]:
-    """The stages whose cells the measures read, each with the axis that names the side or scope."""
-    measures = _measurable(grid)
-    reads = [("sentences", "lang")] if set(OF_SENTENCES) & set(measures) else []
-    reads += (
-        [("extract", "lang")]
-        if {"retrieval", "structural_rsa", "structural_procrustes", "false_friends"} & set(measures)
-        else []
-    )
-    reads += [("neurons", "lang")] if "expert_overlap" in measures else []
-    reads += [(meanings.NAME, "pair")] if MEANINGS[0] in measures else []
-    return reads + ([("concepts", "scope")] if "stability" in measures else [])
-
-
 def run(context: Context, left: list[Cell]) -> None:
     """Measures every pair that is not there yet; where an input failed, the rows say so and the next run measures it again."""
     context.watcher.start(NAME, len(left), "pairs")
     items, lacking = [_item(context, cell) for cell in left], 0
     for cell, receipt in context.each(context.cluster.map(work, items), left):
-        # Marked as of other inputs than asked for, as an incomplete cell of scores is.
-        context.finish(replace(cell, axes={**cell.axes, "inputs": []}) if receipt["missing"] else cell, receipt)
+        context.finish(incomplete(cell) if receipt["missing"] else cell, receipt)
         lacking += receipt["missing"] > 0
     if lacking:
         context.watcher.note(f"similarity: {lacking} of {len(left)} pairs lack an input; those rows say input_failed")
