@@ -350,7 +350,7 @@ def test_one_stage_alone_and_from_one_stage_on(
     where = ["run", grid_file, "--run", run, "--address", "inprocess"]
     done = command(*where, "--only", "corpus")
     assert (done.code, done.out) == (0, "")
-    assert sorted(path.name for path in run.iterdir()) == [".lock", "_done", "corpus", "grid.yaml", "run.json"]
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "_done", "corpus", "grid.yaml", "logs", "run.json"]
     shutil.rmtree(run)
     shutil.copytree(finished, run)
     for stage, built_on in (("concepts", {"concepts", "agreement", "scores"}), ("lexicon", {"lexicon", "scores"})):

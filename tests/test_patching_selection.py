@@ -57,6 +57,15 @@ def test_with_room_for_all_no_concept_is_used_above_the_cap() -> None:
         assert max(Counter(targets.tolist()).values()) <= 2
 
 
+def test_a_pair_above_the_cap_waits_until_no_other_is_left() -> None:
+    """Of three pairs of three concepts each may be a source once at first; 0 is so twice, and its second pair comes last."""
+    allowed = np.array([[False, True, True], [True, False, False], [False, False, False]])
+    for seed in range(5):
+        drawn = select_pairs(allowed, 3, seed).tolist()
+        assert sorted(drawn) == [[0, 1], [0, 2], [1, 0]]
+        assert drawn[2][0] == 0
+
+
 def test_the_same_seed_gives_the_same_pairs_and_another_one_others() -> None:
     allowed = ~np.eye(20, dtype=bool)
     assert np.array_equal(select_pairs(allowed, 30, 1), select_pairs(allowed, 30, 1))
