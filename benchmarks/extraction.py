@@ -4,7 +4,8 @@ All read the same sentences with the same model, one thread each, SDPA attention
 
 - ours: the extract stage as a run does it: text read, words pooled, every layer written, marks and checksums; in this process, and
   with one and two actors of one thread on Ray;
-- bare: length-sorted batches of pieces made before, the best of three token budgets, all hidden states; nothing pooled or written;
+- bare: length-sorted batches of pieces made before, each filled up to its budget, the best of three budgets, all hidden states;
+  nothing pooled or written;
 - reference: the published procedure (`reference`) on some of the sentences, of all lengths: in float32 and in the dtype of the others,
   and in float32 without the language-model head, as the tool does where it loads the base model.
 
@@ -41,7 +42,6 @@ import torch
 from raypipe.cluster import connect
 from raypipe.cluster.protocol import Resources
 from raypipe.grid import Grid
-from raypipe.models.batches import plan_batches
 from raypipe.models.load import load_model, load_tokenizer
 from raypipe.models.locate import checkpoints, facts
 from raypipe.models.words import Encoded, encode
@@ -111,7 +111,7 @@ def base_size(source: Path, target: Path, vocabulary: int) -> Path:
 def bare_loop(model: Any, whole: Encoded, budget: int, dtype: str) -> None:
     """Plain batched forwards."""
     with torch.inference_mode(), autocast(dtype):
-        for batch in plan_batches(whole.lengths, budget):
+        for batch in filled(whole.lengths, budget):
             longest = max(len(whole.ids[i]) for i in batch)
             ids = torch.zeros((len(batch), longest), dtype=torch.int64)
             mask = torch.zeros_like(ids)
@@ -119,6 +119,16 @@ def bare_loop(model: Any, whole: Encoded, budget: int, dtype: str) -> None:
                 ids[row, : len(whole.ids[i])] = torch.from_numpy(whole.ids[i].astype(np.int64))
                 mask[row, : len(whole.ids[i])] = 1
             model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+
+
+def filled(lengths: np.ndarray, budget: int) -> list[list[int]]:
+    """Sentences from short to long, as many in a batch as the budget holds, padding included."""
+    batches: list[list[int]] = [[]]
+    for i in np.argsort(lengths, kind="stable"):
+        if (len(batches[-1]) + 1) * lengths[i] > budget:
+            batches.append([])
+        batches[-1].append(int(i))
+    return batches
 
 
 def reference(model: Any, tokenizer: Any, lines: list[str], file: Path, dtype: str = "float32") -> None:

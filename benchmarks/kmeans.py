@@ -21,8 +21,9 @@ together, and less disturbed by other work on the machine. `x` compares with the
 points, in copies of them.
 
 Last come fits whose points are read from files: by 2 workers of 1 thread on Ray against 1 worker of 2, and with a quarter of
-the memory that the points take against all of them (files in the page cache). There `memory` is the peak of all workers
-beyond that of a fit of two files, in copies of the points; the time is that of the fit, without Ray's start and the filling.
+the memory that the points take against all of them (files in the page cache). There `memory` is the peak of all workers beyond
+that of a fit of two files, in copies of the points, the object store apart; the time is that of the fit, without Ray's start and
+the filling.
 """
 
 from __future__ import annotations
@@ -244,9 +245,10 @@ def distinct(X_nd: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def peak_memory() -> int:
-    """Bytes that this process took at most; Linux."""
+    """Bytes that this process took at most, without what it has seen of shared memory (the object store); Linux."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    most, shared = (int(status.split(f"{name}:")[1].split()[0]) for name in ("VmHWM", "RssShmem"))
+    return 1024 * (most - shared)
 
 
 def fitted(C_kd: np.ndarray, threads: int) -> Any:

@@ -108,12 +108,13 @@ def test_shards_hold_whole_sentences_and_every_point(sentences: list[int], aim: 
         assert len([sentence for sentence in mine if sentence < shard.last - 1]) < aim
 
 
-def test_shards_are_alike_and_as_many_as_a_few_workers_need() -> None:
-    """800 sentences of 22 words at 3,361 a shard were six, of which one alone ran last: now 16 of 1,100."""
-    assert shard_aim(17_600, 512, 3_361) == 1_100
-    assert shard_aim(4_500, 512, 3_361) == 563  # 8 of at least 512
-    assert shard_aim(100_000, 512, 3_361) == 3_334  # 30, the last as long as the others
-    assert [shard_aim(n, 512, 3_361) for n in (0, 1, 700)] == [1, 1, 700]
+def test_shards_are_alike_and_their_number_is_shared_evenly() -> None:
+    """Six shards of at most 3,361 points each would leave one of four workers, or of two, alone at the end."""
+    assert shard_aim(17_600, 1_024, 3_361) == 2_200  # eight
+    assert shard_aim(10_500, 1_024, 3_361) == 2_625  # four, as they must be
+    assert shard_aim(4_096, 1_024, 3_361) == 1_024
+    assert shard_aim(4_095, 1_024, 3_361) == 2_048  # two, since four would be too small
+    assert [shard_aim(n, 1_024, 3_361) for n in (0, 1, 2_047)] == [1, 1, 2_047]
     assert shard_aim(17_600, 8_000, 37_449) == 8_800  # a small model reads more in the same time
 
 
@@ -121,7 +122,7 @@ def test_shards_are_alike_and_as_many_as_a_few_workers_need() -> None:
 def test_no_shard_aims_above_the_largest(points: int, fewest: int, more: int) -> None:
     aim = shard_aim(points, fewest, fewest + more)
     assert aim <= fewest + more
-    assert -(-points // aim) <= max(-(-points // (fewest + more)), SHARDS)
+    assert -(-points // aim) <= -(-points // (fewest + more)) + SHARDS - 1
 
 
 def test_small_shards_hold_the_same_states(
@@ -131,7 +132,7 @@ def test_small_shards_hold_the_same_states(
     grid = Grid(**world.grid(languages=["en", "de"], models=[{"name": "t", "path": f"{world.path}/model/step-2"}]))
     monkeypatch.setattr(extract, "SHARD_BYTES", 1)
     found = []
-    for points, shards in ((50, 5), (1024, 1)):
+    for points, shards in ((50, 8), (1024, 1)):
         monkeypatch.setattr(extract, "SMALLEST_SHARD", points)
         run = raypipe.run(grid, tmp_path / "run", "inprocess", rerun="extract")
         found.append([run.states("t", "main", "en", layer) for layer in (1, 3)])

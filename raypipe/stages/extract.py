@@ -39,9 +39,9 @@ FIELDS = (
     "resources.threads",
 )
 SHARD_BYTES = 128 * 2**20  # float32 states of all layers that a shard has at most, about
-SHARDS = 16  # a text has as many at least, so that the workers end at about the same time
+SHARDS = 4  # a text has a multiple of it where it is long enough, so that a few workers end at about the same time
 SHARD_WORK = 2e10  # floating-point operations of a smaller forward: some tenths of a second of a core; a shard costs 5 ms beside it
-SMALLEST_SHARD = 512  # points; about what fills a batch
+SMALLEST_SHARD = 1024  # points; of fewer sentences too few are of like length, and more is padded
 CPU_BUDGET = 1024  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
 
 
@@ -95,8 +95,9 @@ def shard_sizes(plan: Plan, model: str, component: str) -> tuple[int, int]:
 
 
 def shard_aim(points: int, fewest: int, most: int) -> int:
-    """Points, or sentences where they are more, that each shard of a text aims at: all alike, within the two sizes."""
-    shards = max(-(-points // most), min(SHARDS, points // fewest), 1)
+    """Points, or sentences where they are more, that each shard of a text aims at: all alike, at most `most`, and `fewest` if that allows it."""
+    share = next(n for n in (SHARDS, 2, 1) if points >= n * fewest or n == 1)
+    shards = -(-max(points, 1) // (most * share)) * share
     return max(1, -(-points // shards))
 
 
