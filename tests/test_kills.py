@@ -162,10 +162,13 @@ class Counted:
 
 DRIVER = """
 import json, sys
+from raypipe.rundir import RunDir
 from raypipe.science import kmeans
 from raypipe.stages import concepts
 concepts.SAVE_SECONDS, kmeans.CHECKPOINT_PASSES = 0.0, 1
-concepts.work(json.loads(sys.argv[1]))
+item = json.loads(sys.argv[1])
+with RunDir(item["run"]).only_writer():  # which takes away what a killed driver left half-written
+    concepts.work(item)
 """
 
 

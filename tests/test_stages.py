@@ -132,7 +132,7 @@ def test_small_shards_hold_the_same_states(
     grid = Grid(**world.grid(languages=["en", "de"], models=[{"name": "t", "path": f"{world.path}/model/step-2"}]))
     monkeypatch.setattr(extract, "SHARD_BYTES", 1)
     found = []
-    for points, shards in ((50, 8), (1024, 1)):
+    for points, shards in ((50, 7), (1024, 1)):
         monkeypatch.setattr(extract, "SMALLEST_SHARD", points)
         run = raypipe.run(grid, tmp_path / "run", "inprocess", rerun="extract")
         found.append([run.states("t", "main", "en", layer) for layer in (1, 3)])

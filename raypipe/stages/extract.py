@@ -95,7 +95,7 @@ def shard_sizes(plan: Plan, model: str, component: str) -> tuple[int, int]:
 
 
 def shard_aim(points: int, fewest: int, most: int) -> int:
-    """Points, or sentences where they are more, that each shard of a text aims at: all alike, at most `most`, and `fewest` if that allows it."""
+    """Points, or sentences where they are more, that each shard of a text aims at: all alike, `most` at most."""
     share = next(n for n in (SHARDS, 2, 1) if points >= n * fewest or n == 1)
     shards = -(-max(points, 1) // (most * share)) * share
     return max(1, -(-points // shards))
