@@ -17,8 +17,7 @@ LEVELS = [
     {"science", "models", "interop", "toy", "web"},
     {"statefile", "rundir", "gridfile"},
     {"schema", "grid", "lease"},
-    {"gridpatching", "gridtext", "schemapatching", "storage"},
-    {"columns"},
+    {"gridpatching", "gridtext", "storage"},
     {"gridcheck", "gridscores", "errors"},
 ]
 LEVEL = {name: depth for depth, names in enumerate(LEVELS) for name in names}

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 
 from raypipe.rundir import RunDir
-from raypipe.schema import make_table
-from raypipe.schemapatching import PATCHING
+from raypipe.schema import TABLES, make_table
 from raypipe.stages.emergence import PLACE, together
 from raypipe.web.patching import draw
 
@@ -22,7 +21,7 @@ CALIGN = {1: (0.0, 0.2, 0.3, 0.4), 2: (0.5, 0.5, 0.5, 0.5)}
 
 def tables(revisions: int = 4) -> dict[str, pa.Table]:
     names = [f"step-{step}" for step in STEPS[:revisions]]
-    blank = dict.fromkeys(column.name for column in PATCHING["patching_checkpoints"])
+    blank = dict.fromkeys(column.name for column in TABLES["patching_checkpoints"])
     summary: list[dict[str, Any]] = []
     for step, name, effect in zip(STEPS, names, EFFECT, strict=False):
         row = blank | {
@@ -97,7 +96,7 @@ def test_a_run_with_one_system_has_no_such_table(tmp_path: Path) -> None:
 def test_the_chart_shows_each_measure_at_its_best_layer(tmp_path: Path) -> None:
     made = tables()
     flat = {
-        name: make_table(name, [dict.fromkeys(c.name for c in PATCHING[name]) | row])
+        name: make_table(name, [dict.fromkeys(c.name for c in TABLES[name]) | row])
         for name, row in (
             (
                 "patching_curves",

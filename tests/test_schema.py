@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
 from raypipe import schema
@@ -33,3 +36,15 @@ def test_the_page_lists_every_column() -> None:
 def test_colap_has_its_counts_beside_at_the_lengths_that_are_always_reported() -> None:
     names = [column.name for column in schema.TABLES["colap"]]
     assert [f"{count}_{n}" for n in MIN_TYPES_BESIDE for count in ("eligible", "overlapping")] == names[-8:-4]
+
+
+def test_every_line_of_the_text_is_a_heading_or_read() -> None:
+    lines = (Path(schema.__file__).parent / "tables.txt").read_text(encoding="utf-8").splitlines()
+    groups = [line.strip("[]") for line in lines if line.startswith("[")]
+    assert [name for name in groups if not name.startswith("_")] == list(schema.TABLES)
+    described = [line.partition(" | ") for line in lines if " | " in line and not line.startswith((" ", "#"))]
+    assert {name for name, _, _ in described} <= {
+        column.name for columns in schema.TABLES.values() for column in columns
+    }
+    assert not {line[0] for line in lines if line and " | " not in line} - {"#", "[", "*", " "}
+    assert all(before for before, line in pairwise(lines) if line and line[0] not in "[#")
