@@ -54,6 +54,8 @@ def _layer_form(value: Any) -> Any:
     return value
 
 
+Decoder = Literal["read", "predict"]
+Source = Literal["copy", "empty", "pair"]
 LONGEST_SCOPE = 240  # characters; a file name holds 255 bytes
 Short = Annotated[str, Field(pattern=rf"^{NAME.pattern}$", max_length=80)]
 
@@ -75,6 +77,13 @@ class Model(Part):
         None, description="Languages of the grid it was trained on, for patching's setting seen; null takes all."
     )
 
+    decoder: Decoder | None = Field(
+        None, description="How its decoder is read, where that differs from `states.decoder`."
+    )
+    source: Source | None = Field(
+        None, description="What its encoder reads beside the decoder, where that differs from `states.source`."
+    )
+
     @field_validator("revisions", "components")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
@@ -90,11 +99,11 @@ class Every(Part):
 class States(Part):
     """How hidden states are read."""
 
-    decoder: Literal["read", "predict"] = Field(
+    decoder: Decoder = Field(
         "read",
         description="State of a decoder's word: where its piece was read, or one position before, which predicts it.",
     )
-    source: Literal["copy", "empty", "pair"] = Field(
+    source: Source = Field(
         "copy",
         description="What an encoder reads while its decoder reads a line: the same line, nothing, or the line of the pair's other "
         "language (pair): states and scopes of these decoders are then made for each pair, those of other components are not.",
@@ -219,7 +228,8 @@ class Grid(Part):
                 f"colap.scopes: the codes of {len(self.languages)} languages are over {LONGEST_SCOPE} characters together, too "
                 "long for a folder; use fewer or shorter codes, or scopes: pairs"
             )
-        if self.colap.scopes == "all" and (self.words.filter == "pairwise" or self.states.source == "pair"):
+        sources = {self.states_of(name).source for name in names}
+        if self.colap.scopes == "all" and (self.words.filter == "pairwise" or "pair" in sources):
             raise ValueError(
                 "colap.scopes all: words.filter pairwise and states.source pair make states for each pair, which have no scope in "
                 "common; set colap.scopes: pairs"
@@ -267,6 +277,12 @@ class Grid(Part):
     def directions(self) -> list[tuple[str, str]]:
         """Both directions of every pair, in grid order."""
         return [direction for pair in self.language_pairs() for direction in (pair, pair[::-1])]
+
+    def states_of(self, name: str) -> States:
+        """How the states of a model are read: as `states` says, but for what the model says itself."""
+        model = next(model for model in self.models if model.name == name)
+        own = {field: value for field in ("decoder", "source") if (value := getattr(model, field))}
+        return self.states.model_copy(update=own)
 
     def joint_scopes(self) -> list[tuple[str, ...]]:
         """The languages of each joint scope (sorted codes), in grid order."""

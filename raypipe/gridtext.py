@@ -93,6 +93,15 @@ class Lexicon(Part):
     format: Literal["muse", "arrow"] | None = Field(None, description="File format of `path`.")
     path: str | None = Field(None, description="File with {source} and {target} in its name.")
     induce: Literal["eflomal"] | None = Field(None, description="Word aligner to run on the corpus instead of files.")
+    nbest_order: Literal["probability", "file"] = Field(
+        "probability",
+        description="Rank of a word's translations: probability (ties by count, then file order), or file order. A file without "
+        "probabilities keeps its order; an inverted one is ranked by counts.",
+    )
+    multiword: Literal["drop", "keep"] = Field(
+        "drop",
+        description="Entries of several words: left out and counted, or kept: they never match and yet take places.",
+    )
     lines: Span | None = Field(
         None,
         description="For induce, lines of the text that are aligned, such as [500, 1000]; null aligns those of `words.lines`.",
@@ -105,6 +114,8 @@ class Lexicon(Part):
         _check_lines(*([self.lines] if self.lines else []))
         if self.lines is not None and self.induce is None:
             raise ValueError("lines are aligned by induce; give induce: eflomal, or leave lines out")
+        if self.induce is not None and (self.nbest_order, self.multiword) != ("probability", "drop"):
+            raise ValueError("nbest_order and multiword are about files; leave them out with induce: eflomal")
         if self.path is not None and self.format is None:
             raise ValueError("path needs format: muse or arrow")
         if self.path is not None:

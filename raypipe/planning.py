@@ -84,7 +84,7 @@ def _blocks(sentences: Sentences, places: Places) -> Iterator[tuple[range, list[
 def _encode(
     plan: Plan, model: str, part: str, tokenizer: Any, sentences: list[list[str]], wanted: list[list[int]]
 ) -> Encoded:
-    facts, settings = plan.facts[model], plan.grid.states
+    facts, settings = plan.facts[model], plan.grid.states_of(model)
     needs_context = settings.decoder == "predict" and facts.components == ("decoder",)
     return encode(
         tokenizer,

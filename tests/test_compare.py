@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import tiny_models
 import tiny_world
@@ -135,22 +134,23 @@ def test_a_dictionary_of_other_lines_is_not_circular(tiny: dict[str, Path], tmp_
 
 
 def test_the_placings_run_as_their_grid_says(tiny: dict[str, Path], world: tiny_world.World, tmp_path: Path) -> None:
-    settings = overrides("placings.yaml")
-    assert settings["runs/placings-predict"] == {"states.decoder": "predict"}
     own = {
         "corpus.path": str(world.path / "text/{lang}.txt"),
         "lexicon.path": str(world.path / "dict/{source}-{target}.txt"),
     }
-    runs = [
-        ran("placings.yaml", tiny["mt5"], tmp_path / Path(place).name, **own, **more)
-        for place, more in settings.items()
-    ]
-    for run in runs:
-        calign = run.calign().to_pandas()
-        assert len(set(zip(calign.source_component, calign.target_component, strict=True))) == 4
-    found = pd.DataFrame(comparison(runs))
-    assert set(found.model) == {"mt5 · encoder", "mt5 · decoder", "mt5 · encoder → decoder", "mt5 · decoder → encoder"}
-    assert found[found.model.str.contains(" → ")].colap.isna().all()
+    grid = load_grid(GRIDS / "placings.yaml", [*SMALL.items(), ("words.max_freq", 3), *own.items()]).to_dict()
+    models = [model | {"path": str(tiny["mt5"]), "revisions": ["main"]} for model in grid["models"]]
+    run = raypipe.run(raypipe.Grid(**grid | {"models": models}), tmp_path / "run", "inprocess")
+    calign, colap = run.calign().to_pandas(), run.colap().to_pandas()
+    variants = {"mt5": "v-default", "mt5-predict": "v-predict", "mt5-pair": "v-pair", "mt5-empty": "v-empty"}
+    assert set(zip(calign.model, calign.variant, strict=True)) == set(variants.items())
+    for _, rows in calign.groupby("model"):
+        assert len(set(zip(rows.source_component, rows.target_component, strict=True))) == 4
+    for component, of_component in colap.groupby("component"):
+        read = {model: rows.colap.tolist() for model, rows in of_component.groupby("model")}
+        differ = {model for model, scores in read.items() if scores != read["mt5"]}
+        assert differ == (set(variants) - {"mt5"} if component == "decoder" else set())
+    assert "mt5-pair · encoder → decoder" in run.report.read_text()
 
 
 def test_lines_that_make_no_sense_are_refused(world: tiny_world.World, tmp_path: Path) -> None:

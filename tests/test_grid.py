@@ -101,6 +101,10 @@ MISTAKES = [
     ),
     ({"languages": ["en"]}, "languages: at least two are needed to compare"),
     ({"lexicon": {}}, "lexicon: give either path"),
+    (
+        {"lexicon": {"induce": "eflomal", "nbest_order": "file"}},
+        "lexicon: nbest_order and multiword are about files; leave them out with induce: eflomal",
+    ),
     ({"lexicon": {"path": "/a/{source}-{target}"}}, "lexicon: path needs format: muse or arrow"),
     ({"lexicon": {"path": "/a/b", "format": "muse"}}, "lexicon: path must hold {source} and {target}"),
     ({"corpus": {"path": "/a/b.txt"}}, "corpus.path /a/b.txt: {lang} is missing"),

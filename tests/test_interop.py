@@ -169,7 +169,12 @@ def test_dictionary_writers(file, tmp_path):
     pairs = read_dictionary(file("a A\n"))
     refused(path, ": 'a' -> 'A' has no probability or count; write it as muse", write_dictionary, pairs, "arrow")
     spaced = Dictionary({"a": (Entry("to go", 1.0, 1),)})
-    refused(path, ": 'a' -> 'to go' holds whitespace; expected single words", write_dictionary, spaced, "arrow")
+    refused(path, ": 'a' -> 'to go' holds whitespace; expected single words", write_dictionary, spaced, "muse")
+    write_dictionary(path, spaced, "arrow")
+    assert read_dictionary(path, multiword="keep") == spaced
+    for word in ("to -> go", "to\ngo"):
+        spaced = Dictionary({"a": (Entry(word, 1.0, 1),)})
+        refused(path, f": 'a' -> {word!r} holds whitespace; expected single words", write_dictionary, spaced, "arrow")
 
 
 def test_dictionary_from_links_is_written_and_read(tmp_path):

@@ -66,13 +66,16 @@ class Bench:
         theta: Sequence[float] = (0.2, 0.5),
         draws: int = 2,
         balance: str = "none",
+        lexicon: dict[str, str] | None = None,
+        normalise: str = "none",
     ) -> dict[str, Any]:
         """Scores the pair en-de at the layers 1 and 3."""
         grid = Grid(
             models=[{"name": "m", "path": "nowhere"}],
             languages=["en", "de"],
             corpus={"path": "{lang}.txt"},
-            lexicon={"format": "muse", "path": "{source}-{target}.txt"},
+            lexicon={"format": "muse", "path": "{source}-{target}.txt"} | (lexicon or {}),
+            words={"normalise": normalise},
             concepts={"k": k},
             calign={
                 "theta": theta,
@@ -191,6 +194,15 @@ def test_entries_that_the_dictionary_lost_stand_in_its_rows(whole: Bench) -> Non
     rows = whole.part("calign").to_pylist()
     assert {tuple(row[name] for name in COUNTED) for row in rows} == {tuple(COUNTED.values())}
     assert all(row["mutual"] is not None for row in rows)
+
+
+def test_rows_say_in_which_form_and_order_words_were_compared(whole: Bench) -> None:
+    whole.work(BOTH, lexicon={"nbest_order": "file", "multiword": "keep"}, normalise="lower")
+    for name in ("calign", "aligned"):
+        columns = whole.part(name).select(["normalise", "nbest_order", "multiword"]).to_pylist()
+        assert {tuple(row.values()) for row in columns} == {("lower", "file", "keep")}
+    for name in ("colap", "overlap"):
+        assert set(whole.part(name).column("normalise").to_pylist()) == {"lower"}
 
 
 def test_colap_counts_at_the_lengths_of_the_specification_and_the_points_of_each_language(bench: Bench) -> None:

@@ -196,6 +196,26 @@ def _pairs(first: str, second: str) -> list[tuple[str, str]]:
     return [(first, second), (second, first)]
 
 
+def test_the_order_of_a_file_and_its_entries_of_several_words_may_be_kept(
+    world: tiny_world.World, tmp_path: Path
+) -> None:
+    entries = (("x y", 0.6, 6), ("b", 0.1, 1), ("a", 0.3, 3))
+    lines = "".join(f"w -> {word}: Probability = {p}, Count = {n}\n" for word, p, n in entries)
+    (tmp_path / "en-de.txt").write_text(lines)
+    lexicon = {"format": "arrow", "path": str(tmp_path / "{source}-{target}.txt")}
+    for choice, expected in (
+        ({}, ["a", "b"]),
+        ({"nbest_order": "file"}, ["b", "a"]),
+        ({"multiword": "keep"}, ["x y", "a", "b"]),
+        ({"nbest_order": "file", "multiword": "keep"}, ["x y", "b", "a"]),
+    ):
+        grid, place = Grid(**world.grid(languages=["en", "de"], lexicon=lexicon | choice)), tmp_path / "run"
+        for only in ("corpus", "lexicon"):
+            raypipe.run(grid, place, "inprocess", only=only, rerun="lexicon" if only == "lexicon" else None)
+        table = RunDir.open(place).read_table("lexicon/source=en/target=de.parquet")
+        assert table.column("target_word").to_pylist() == expected
+
+
 def test_an_induced_dictionary_translates_and_is_called_circular(world: tiny_world.World, tmp_path: Path) -> None:
     """The two languages of the tiny world say the same word by word, so nearly every best translation is right."""
     pytest.importorskip("eflomal", reason="eflomal is absent (the extra raypipe[align], which needs a C compiler)")

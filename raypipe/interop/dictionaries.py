@@ -11,6 +11,7 @@ from raypipe.errors import GridError, InputError
 from raypipe.interop.lines import BadLine, PathText, has_space, natural, numbered_lines, parse_lines, write_lines
 
 _TAIL = re.compile(r"(.*): Probability = (\S*), Count = (\S*)", re.DOTALL)
+_ARROW = re.compile("(?= -> )")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,6})?")
 _COUNT_MAX = 2**63 - 1
 _LINES_LOOKED_AT = 100
@@ -155,7 +156,7 @@ def _arrow(line: str) -> tuple[str, Entry]:
     """The tail is matched from the right, since a word may itself be an arrow or hold a colon."""
     tail = _TAIL.fullmatch(line)
     sides = tail[1] if tail else line
-    arrows = [found.start() for found in re.finditer("(?= -> )", sides)]
+    arrows = [found.start() for found in _ARROW.finditer(sides)]
     missing = ([] if arrows else ["no ' -> '"]) + ([] if tail else ["no ': Probability = P, Count = C'"])
     if tail is None or missing:
         raise BadLine(" and ".join(missing))
@@ -184,7 +185,7 @@ def write_dictionary(path: PathText, dictionary: Dictionary, format: str) -> Non
 
     Raises:
         GridError: Another format.
-        InputError: A word holds whitespace, or an arrow file lacks a probability or count.
+        InputError: An entry of several words that the format cannot hold, or an arrow file lacks a probability or count.
     """
     if format not in ("arrow", "muse"):
         raise GridError(f"format {format!r}: expected arrow or muse")
@@ -192,12 +193,14 @@ def write_dictionary(path: PathText, dictionary: Dictionary, format: str) -> Non
     for source, entries in dictionary.entries.items():
         for entry in entries:
             target = entry.target
-            if has_space(source) or has_space(target):
+            sides = f"{source} -> {target}"
+            told_apart = format == "arrow" and "\n" not in sides and len(_ARROW.findall(sides)) == 1
+            if not told_apart and (has_space(source) or has_space(target)):
                 raise InputError(f"{path}: {source!r} -> {target!r} holds whitespace; expected single words")
             if format == "muse":
                 lines.append(f"{source} {target}")
             elif entry.probability is None or entry.count is None:
                 raise InputError(f"{path}: {source!r} -> {target!r} has no probability or count; write it as muse")
             else:
-                lines.append(f"{source} -> {target}: Probability = {entry.probability:.6g}, Count = {entry.count}")
+                lines.append(f"{sides}: Probability = {entry.probability:.6g}, Count = {entry.count}")
     write_lines(path, lines)

@@ -60,12 +60,12 @@ def cells(plan: Plan, extracted: dict[tuple[str, ...], Cell]) -> list[Cell]:
     )
     made = []
     for checkpoint, component in plan.cells_of_models():
-        state = (checkpoint.model, checkpoint.revision, component)
+        state, variant = (checkpoint.model, checkpoint.revision, component), plan.variant(checkpoint.model)
         for layer in plan.layers[checkpoint.model, component]:
             for scope in scopes(plan, checkpoint.model, component):
                 inputs = {f"states of {side.name}": extracted[(*state, side.name)].fingerprint for side in scope}
                 for algorithm, k, seed in product(settings.algorithm, settings.k, settings.seeds):
-                    key = (*_key(state, plan.variant, layer, scope), *clustering(algorithm, k, seed))
+                    key = (*_key(state, variant, layer, scope), *clustering(algorithm, k, seed))
                     made.append(Cell(NAME, key, fields | _beside(algorithm), inputs))
     return made
 

@@ -53,9 +53,9 @@ def cells(plan: Plan, corpus: dict[str, Cell], kind: str = WORDS) -> list[Cell]:
     """
     if kind != WORDS and kind not in plan.grid.states.also:
         return []
-    depends, made = fields(plan, *(["words.pooling"] if kind == WORDS else [])), []
+    more, made = ["words.pooling"] if kind == WORDS else [], []
     for checkpoint, component in plan.cells_of_models():
-        key = plan.state(checkpoint, component)
+        key, depends = plan.state(checkpoint, component), fields(plan, checkpoint.model, *more)
         layers = plan.layers[checkpoint.model, component]
         if kind == NEURONS:
             layers = tuple(layer for layer in layers if layer)
@@ -71,11 +71,11 @@ def cells(plan: Plan, corpus: dict[str, Cell], kind: str = WORDS) -> list[Cell]:
     return made
 
 
-def fields(plan: Plan, *more: str) -> dict[str, Any]:
+def fields(plan: Plan, model: str, *more: str) -> dict[str, Any]:
     """What states depend on besides text and weights: grid fields, these and `more`, libraries and the kind of device."""
-    found = plan.fields(*FIELDS, *more) | {
-        f"{name} version": version(name) for name in ("torch", "transformers", "tokenizers")
-    }
+    states = plan.grid.states_of(model)
+    found = plan.fields(*FIELDS, *more) | {"states.decoder": states.decoder, "states.source": states.source}
+    found |= {f"{name} version": version(name) for name in ("torch", "transformers", "tokenizers")}
     return found | {"device": "gpu" if plan.grid.resources.gpus_per_worker else "cpu", "extract version": VERSION}
 
 
@@ -264,7 +264,7 @@ def forward_item(context: Context, cell: Cell) -> Item:
         "run": context.run.address,
         "checkpoint": checkpoint.__dict__,
         "component": cell["component"],
-        "states": grid.states.model_dump(),
+        "states": grid.states_of(cell["model"]).model_dump(),
         "pooling": grid.words.pooling,
         "compute": grid.dtype.compute,
         "store": grid.dtype.store,

@@ -21,6 +21,7 @@ from raypipe.stages.corpus import NOT_READ, ROW_GROUP
 from raypipe.stages.plan import Plan
 
 NAME, VERSION = "lexicon", 2
+OF_FILES = ("lexicon.format", "lexicon.nbest_order", "lexicon.multiword", "words.normalise")
 
 
 def cells(plan: Plan) -> list[Cell]:
@@ -40,7 +41,7 @@ def cells(plan: Plan) -> list[Cell]:
             made.append(Cell(NAME, key, fields, corpora))
         elif found := plan.lexicon[source, target]:
             path, inverted = found
-            fields = plan.fields("lexicon.format", "words.normalise") | {
+            fields = plan.fields(*OF_FILES) | {
                 "inverted": inverted,
                 "lexicon version": VERSION,
             }
@@ -73,7 +74,7 @@ def skipped(plan: Plan) -> list[str]:
 
 def run(context: Context, left: list[Cell]) -> None:
     """Reads or induces each dictionary that is not there yet."""
-    grid, settings = context.plan.grid, context.plan.fields("lexicon.induce", "lexicon.format", "words.normalise")
+    grid, settings = context.plan.grid, context.plan.fields("lexicon.induce", *OF_FILES)
     if settings["lexicon.induce"]:
         context.watcher.note(
             "lexicon: eflomal draws its own random seed; the induced dictionaries are kept in the run and reused"
@@ -94,7 +95,8 @@ def run(context: Context, left: list[Cell]) -> None:
             if side.language == language and {source, target} >= set(side.pair or ())
         ]
         if found := context.plan.lexicon.get((source, target)):
-            item |= {"path": str(found[0]), "inverted": found[1], "format": settings["lexicon.format"]}
+            item |= {"path": str(found[0]), "inverted": found[1]}
+            item |= {name: settings[f"lexicon.{name}"] for name in ("format", "nbest_order", "multiword")}
             if found[1]:
                 context.watcher.note(f"{source}-{target}: no dictionary of its own; {found[0].name} is inverted")
         items.append(item)
@@ -129,7 +131,8 @@ Ranked = Mapping[str, Sequence[tuple[str, float | None, int | None]]]
 
 
 def _read(item: Item) -> tuple[Ranked, Receipt]:
-    found = read_dictionary(item["path"], format=item["format"], normalise=partial(normalise, how=item["normalise"]))
+    how = {name: item[name] for name in ("format", "nbest_order", "multiword")}
+    found = read_dictionary(item["path"], **how, normalise=partial(normalise, how=item["normalise"]))
     found = found.inverted() if item["inverted"] else found
     entries = {word: [(e.target, e.probability, e.count) for e in ranked] for word, ranked in found.entries.items()}
     return entries, {"dropped_multiword": found.dropped_multiword, "dropped_duplicates": found.dropped_duplicates}

@@ -43,10 +43,10 @@ def cells(plan: Plan) -> list[Cell]:
     """
     if MEANINGS[0] not in plan.grid.similarity.measures:
         return []
-    fields = extract.fields(plan, "words.pooling") | {"meanings version": VERSION}
     made = []
     for checkpoint, component in plan.cells_of_models():
         weights = plan.weights[checkpoint.model, checkpoint.revision]
+        fields = extract.fields(plan, checkpoint.model, "words.pooling") | {"meanings version": VERSION}
         for pair in map("+".join, plan.grid.language_pairs()):
             file = plan.annotations.get((MEANINGS[0], pair))
             if file and not plan.reads_pair(checkpoint.model, component):

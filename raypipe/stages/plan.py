@@ -97,10 +97,9 @@ class Plan:
     alignments: dict[tuple[str, ...], tuple[Path, bool]]
     annotations: dict[tuple[str, str], Annotation]
 
-    @property
-    def variant(self) -> str:
-        """Short name of the grid fields that change states without being an axis."""
-        words, states = self.grid.words, self.grid.states
+    def variant(self, model: str) -> str:
+        """Short name of the grid fields that change a model's states without being an axis."""
+        words, states = self.grid.words, self.grid.states_of(model)
         names: list[str] = [words.pooling] if words.pooling != "last" else []
         names += ["predict"] if states.decoder == "predict" else []
         names += [states.source] if states.source != "copy" else []
@@ -122,7 +121,7 @@ class Plan:
     def state(self, checkpoint: Checkpoint, component: str) -> tuple[tuple[str, str], ...]:
         """The axes of a cell that are common to all states of a component of a checkpoint."""
         key = {"model": checkpoint.model, "revision": checkpoint.revision, "component": component}
-        return (*key.items(), ("variant", self.variant))
+        return (*key.items(), ("variant", self.variant(checkpoint.model)))
 
     @property
     def pairwise(self) -> bool:
@@ -132,7 +131,7 @@ class Plan:
     def reads_pair(self, model: str, component: str) -> bool:
         """Whether the words of a component are read beside the line of a pair's other language."""
         beside = component == "decoder" and "encoder" in self.facts[model].components
-        return beside and self.grid.states.source == "pair"
+        return beside and self.grid.states_of(model).source == "pair"
 
     def per_pair(self, model: str, component: str) -> bool:
         """Whether a language has states of its own in each of its pairs."""

@@ -61,7 +61,7 @@ def cells(plan: Plan, clustered: list[Cell], lexicons: list[Cell]) -> list[Cell]
     for checkpoint, placing in [*plan.cells_of_models(), *crossing]:
         layers = _layers(plan, checkpoint.model, placing)
         state = (("model", checkpoint.model), ("revision", checkpoint.revision))
-        key = (*state, ("component", placing), ("variant", plan.variant))
+        key = (*state, ("component", placing), ("variant", plan.variant(checkpoint.model)))
         own = [c for c in clustered if c.key[:2] == state]
         for group in groups(plan.grid) if placing not in CROSSED else plan.grid.language_pairs() if layers else ():
             sides = _sides(plan, group, checkpoint.model, placing)
@@ -203,6 +203,8 @@ class _Pair:
     def calign(self) -> Iterator[tuple[str, Rows]]:
         """Rows of `calign` and `aligned` with the table's name, by layer, k, seed, direction and threshold."""
         needed = self._group if any(self._lexicons.values()) else ()
+        read = self._grid.lexicon
+        ranking = {"nbest_order": read.nbest_order, "multiword": read.multiword} if read else {}
         for key in self._keys() if self._directions else ():
             scopes = self._item["scopes"]
             sides = {language: labels for language in needed if (labels := self._labels(key, *scopes[language]))}
@@ -217,7 +219,7 @@ class _Pair:
             found = {d: [tables.evaluate(t, rows=True) for t in self._align] for d, tables in prepared.items()}
             for source, target in self._directions:
                 named = key | self._item["state"] | {"source": source, "target": target}
-                named |= {"source_component": scopes[source][0], "target_component": scopes[target][0]}
+                named |= ranking | {"source_component": scopes[source][0], "target_component": scopes[target][0]}
                 scores, lexicon = found.get((source, target)), self._lexicons[source, target]
                 if scores and lexicon:
                     of_direction = prepared[source, target], scores, self._align
@@ -261,7 +263,8 @@ class _Pair:
         concepts = self._grid.concepts
         axes = (self._item["layers"], concepts.algorithm, concepts.k, concepts.seeds)
         for layer, algorithm, k, seed in product(*axes):
-            yield {"layer": layer, "algorithm": algorithm, "k": k, "seed": seed, "semantics": "default"}
+            key = {"layer": layer, "algorithm": algorithm, "k": k, "seed": seed, "semantics": "default"}
+            yield key | {"normalise": self._grid.words.normalise}
 
     def _labels(self, key: Row, component: str, scope: str) -> Labels | None:
         states = self._item["states"][component]
