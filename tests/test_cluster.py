@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import textwrap
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -231,6 +233,78 @@ def test_ctrl_c_ends_pending_work_and_all_processes(tmp_path):
     """
     assert run_script(code, tmp_path).stdout == "interrupted\n"
     assert len(list(tmp_path.glob("started-*"))) <= 2
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (
+            "list(cluster.map(abs, [1]))",
+            "the Ray of this node died; what is finished is kept, start the cluster again, .*",
+        ),
+        ("ray.put(bytes(10**6))", "the driver ended at once: .*; what is finished is kept, .*"),  # past every handler
+    ],
+)
+def test_a_driver_whose_own_raylet_is_gone_ends_with_one_line(call, line, tmp_path):
+    code = f"""
+        import sys, ray, psutil
+        from raypipe.cluster import connect
+        from raypipe.cluster.protocol import Resources
+        from raypipe.errors import ClusterError
+
+        try:
+            with connect("local", Resources(1, 0, 1, 0)) as cluster:
+                [raylet] = [child for child in psutil.Process().children() if child.name() == "raylet"]
+                raylet.kill()
+                raylet.wait()
+                {call}
+        except ClusterError as error:
+            print("raypipe:", error, file=sys.stderr)
+            sys.exit(1)
+    """
+    done = run_script(code, tmp_path, timeout=240)
+    assert done.returncode == 1
+    assert re.fullmatch(f"raypipe: {line}\n", done.stderr)
+
+
+def test_a_head_that_stays_silent_ends_the_driver_with_one_line(tmp_path):
+    code = """
+        import os, socket, subprocess, threading
+        os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "3"
+        from raypipe.cluster import ray_cluster
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        speaker = subprocess.Popen(["sh", "-c", "read -r ended || echo spoke"], stdin=subprocess.PIPE)
+        ray_cluster._watch(f"127.0.0.1:{port}", threading.Event(), speaker)
+        print("came back")
+    """
+    done = run_script(code, tmp_path, timeout=240)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"raypipe: the head node of Ray at 127.0.0.1:\d+ has not answered for 1.5 s; what is finished is kept, .*\n",
+        done.stderr,
+    )
+
+
+def test_a_head_that_answers_again_in_time_ends_nothing(monkeypatch):
+    from raypipe.cluster import ray_cluster
+
+    answers = iter([False, True, False, True])  # never silent for as long as the patience lasts
+
+    def knock(head, refused):
+        if not next(answers):
+            raise ClusterError("silent")
+
+    waits = iter([False] * 4 + [True])
+    now = iter(range(0, 1000, 20))  # seconds: two looks are 20 s apart, the patience is 30 s
+    monkeypatch.setattr(ray_cluster, "_knock", knock)
+    monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(ray_cluster.os, "_exit", lambda code: pytest.fail("ended"))
+    ray_cluster._watch("head:1", SimpleNamespace(wait=lambda _: next(waits), is_set=lambda: False), None)
+    assert next(answers, None) is None
 
 
 # --- One local Ray for the rest. ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import subprocess
 import threading
 import time
 from collections import deque
@@ -44,6 +45,12 @@ TASK_SECONDS = 24 * 3600.0
 
 _limit_threads = lru_cache(maxsize=1)(limit_threads)  # once in a process, not once in a task
 
+WORDLESS = (
+    "raypipe: the driver ended at once: it was killed, or the Ray of its node died (a look at free memory and at the Ray logs tells); "
+    "what is finished is kept, start the cluster again if it is gone, then the same command"
+)
+"""The last word of a driver that could say none: Ray ends it without one when its own raylet is gone."""
+
 SUBMIT = "ray job submit --address http://HOST:8265 --working-dir . -- python jobs/run_grid.py GRID"
 
 
@@ -56,8 +63,11 @@ class RayCluster(Cluster):
         self._owned = owned
         self._running: set[Any] = set()
         self._ended = threading.Event()
+        # A process of its own outlives this one, and speaks unless it is told not to before its pipe closes.
+        speak = ["sh", "-c", 'read -r ended || echo "$0" >&2', WORDLESS]
+        self._speaker = subprocess.Popen(speak, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own words
         head = ray.get_runtime_context().gcs_address
-        threading.Thread(target=_watch, args=(head, self._ended), name="head", daemon=True).start()
+        threading.Thread(target=_watch, args=(head, self._ended, self._speaker), name="head", daemon=True).start()
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | Failure]]:
         """See `Cluster.map`."""
@@ -124,6 +134,8 @@ class RayCluster(Cluster):
             if self._owned:
                 ray.shutdown()
                 ray._private.worker._worker_logs_enabled = True
+        if self._speaker.poll() is None:
+            self._speaker.communicate(b"\n")  # the last step: leaving a Ray that died may end this process
 
     def _cancel(self, references: Any) -> None:
         for reference in list(references):
@@ -195,7 +207,7 @@ def _knock(address: str, refused: str) -> None:
             raise ClusterError(f"{refused} ({error.code().name}); {advice}") from error
 
 
-def _watch(head: str, ended: threading.Event) -> None:
+def _watch(head: str, ended: threading.Event, speaker: subprocess.Popen[bytes]) -> None:
     """Ends this process with a reason when the head is gone: Ray would do so a little later, without one."""
     silent = PATIENCE * float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112 - as Ray spells it
     answered = time.monotonic()
@@ -211,6 +223,7 @@ def _watch(head: str, ended: threading.Event) -> None:
                 "cluster again, then the same command\n"
             )
             os.write(2, message.encode())
+            speaker.communicate(b"\n")
             os._exit(1)  # calls into Ray block now, so that no exception would come through
 
 

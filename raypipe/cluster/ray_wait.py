@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
 from raypipe.cluster.protocol import Failure, Resources, one_line, raised
 from raypipe.errors import ClusterError
@@ -93,11 +93,19 @@ def wait_any(pending: Sequence[Any], resources: Resources, limit: float | None, 
 
 
 def fetch(reference: Any) -> Any:
-    """The value of a finished call, or a `Failure`: kind error if its code raised, kind machine for anything else."""
+    """The value of a finished call, or a `Failure`: kind error if its code raised, kind machine for anything else.
+
+    Raises:
+        ClusterError: Ray is gone from the node of this process, so that no call can end well any more.
+    """
     try:
         return ray.get(reference, timeout=FETCH_SECONDS)
     except RayTaskError as error:
         return raised(error.cause if isinstance(error.cause, Exception) else error)
+    except LocalRayletDiedError as error:
+        raise ClusterError(
+            "the Ray of this node died; what is finished is kept, start the cluster again, then the same command"
+        ) from error
     except RayError as error:
         message = f"its process was lost ({reason(error)})"
         return Failure(message, message, "machine")

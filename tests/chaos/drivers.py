@@ -16,6 +16,8 @@ from typing import Any
 FORK = multiprocessing.get_context("fork")
 DRIVER_SECONDS = 240.0
 """A driver that takes longer hangs; an undisturbed one takes seconds, and minutes on a machine under load."""
+LAST_WORD_SECONDS = 10.0
+"""What speaks for a driver that ended without a word may take so long on a machine under load."""
 CLONE_NEWNET = 0x40000000
 
 
@@ -115,9 +117,13 @@ class Driver:
 
     def said(self) -> str:
         """Its reason for stopping, one line; nothing where it gave none."""
-        text = self._log.read_bytes()[self._said :].decode(errors="replace") if self._log.exists() else ""
-        reasons = [line for line in text.splitlines() if line.startswith("raypipe: ")]
-        return reasons[-1][:300] if reasons else ""
+        ends = time.monotonic() + LAST_WORD_SECONDS
+        while True:
+            text = self._log.read_bytes()[self._said :].decode(errors="replace") if self._log.exists() else ""
+            reasons = [line for line in text.splitlines() if line.startswith("raypipe: ")]
+            if reasons or time.monotonic() > ends:
+                return reasons[-1][:300] if reasons else ""
+            time.sleep(0.1)
 
 
 def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
