@@ -63,19 +63,25 @@ SCRIPT = """
 
 
 def run_on_nodes(fields: dict[str, object], tmp_path: Path) -> dict[str, object]:
-    script, grid = tmp_path / "script.py", tmp_path / "grid.json"
-    script.write_text(textwrap.dedent(SCRIPT))
+    grid = tmp_path / "grid.json"
     grid.write_text(json.dumps(fields))
+    return dict(json.loads(in_process(SCRIPT, tmp_path, grid, tmp_path / "nodes")))
+
+
+def in_process(code: str, tmp_path: Path, *words: Path) -> str:
+    """The last line that a program prints."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(code))
     done = subprocess.run(
-        [sys.executable, str(script), str(grid), str(tmp_path / "nodes")],
+        [sys.executable, str(script), *map(str, words)],
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
-        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "200"},
     )
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return done.stdout.splitlines()[-1]
 
 
 def tables(run: Path) -> dict[str, bytes]:
@@ -94,3 +100,44 @@ def test_a_grid_on_two_nodes_has_the_same_bytes_and_survives_the_loss_of_one(
     assert all(workers)
     assert found["left"] == 1
     assert tables(tmp_path / "nodes") == tables(tmp_path / "alone")
+
+
+@pytest.mark.ray
+def test_work_that_needs_a_gpu_runs_only_on_the_nodes_that_have_one(tmp_path: Path) -> None:
+    """GPUs are declared, not there: what Ray places by; each of the three ways to run cells is asked where it ran."""
+    code = """
+        import json, os, time
+        from functools import partial
+        import numpy as np
+        import ray
+        from ray.cluster_utils import Cluster
+        from raypipe.cluster import connect
+        from raypipe.cluster.protocol import Resources
+
+        def where(item):
+            time.sleep(0.2)  # long enough for every node to get some
+            return {"node": ray.get_runtime_context().get_node_id(), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
+
+        def read(shard):
+            return np.zeros((2, 2), np.float32)
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        nodes = [cluster.add_node(num_cpus=1 + gpus, num_gpus=gpus) for gpus in (0, 1)]
+        try:
+            found = {}
+            for gpus in (1, 0):
+                with connect(cluster.address, Resources(2, gpus / 2, 1, 0)) as place:
+                    items = [{"item": number} for number in range(12)]
+                    answers = [answer for _, answer in place.map(where, items)]
+                    answers += [answer for _, answer in place.stream(partial(lambda: where), items)]
+                    with place.points(read, range(4)) as points:
+                        answers += points.map(where)
+                there = [node.node_id for node in nodes]
+                found[gpus] = sorted({(there.index(answer["node"]), answer["gpu"]) for answer in answers}), len(answers)
+        finally:
+            cluster.shutdown()
+        print(json.dumps(found))
+    """
+    with_gpus, without = json.loads(in_process(code, tmp_path)).values()
+    assert with_gpus == [[[1, "0"]], 28]
+    assert {node for node, _ in without[0]} == {0, 1}

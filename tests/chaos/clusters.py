@@ -21,6 +21,7 @@ HEARTBEAT = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+    "RAY_raylet_start_wait_time_s": "300",  # a machine under load
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",  # else a token that lies about would be asked of the nodes, not of all of them
 }

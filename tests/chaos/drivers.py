@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FORK = multiprocessing.get_context("fork")
-DRIVER_SECONDS = 240.0
+DRIVER_SECONDS = 600.0
 """A driver that takes longer hangs; an undisturbed one takes seconds, and minutes on a machine under load."""
 LAST_WORD_SECONDS = 10.0
 """What speaks for a driver that ended without a word may take so long on a machine under load."""
