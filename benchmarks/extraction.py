@@ -9,6 +9,8 @@ All read the same sentences with the same model, one thread each, SDPA attention
 - reference: the published procedure (`reference`) on some of the sentences, of all lengths: in float32 and in the dtype of the others,
   and in float32 without the language-model head, as the tool does where it loads the base model.
 
+Of an encoder-decoder the encoder is read, by the published procedure on the way through the whole model.
+
     python benchmarks/extraction.py --model DIR --text FILE… [--base] [--dtype float32|bfloat16] [--sentences 200] [--runs 5]
     python benchmarks/extraction.py --model DIR --text FILE… --memory --sentences 8000
 
@@ -29,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -42,6 +44,7 @@ import torch
 from raypipe.cluster import connect
 from raypipe.cluster.protocol import Resources
 from raypipe.grid import Grid
+from raypipe.models.layers import Batch, forward
 from raypipe.models.load import load_model, load_tokenizer
 from raypipe.models.locate import checkpoints, facts
 from raypipe.models.words import Encoded, encode
@@ -108,8 +111,8 @@ def base_size(source: Path, target: Path, vocabulary: int) -> Path:
 # --- the three systems
 
 
-def bare_loop(model: Any, whole: Encoded, budget: int, dtype: str) -> None:
-    """Plain batched forwards."""
+def bare_loop(model: Any, component: str, whole: Encoded, budget: int, dtype: str) -> Iterator[tuple[list[int], Any]]:
+    """Plain batched forwards: the sentences of each batch and its hidden states."""
     with torch.inference_mode(), autocast(dtype):
         for batch in filled(whole.lengths, budget):
             longest = max(len(whole.ids[i]) for i in batch)
@@ -118,7 +121,7 @@ def bare_loop(model: Any, whole: Encoded, budget: int, dtype: str) -> None:
             for row, i in enumerate(batch):
                 ids[row, : len(whole.ids[i])] = torch.from_numpy(whole.ids[i].astype(np.int64))
                 mask[row, : len(whole.ids[i])] = 1
-            model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            yield batch, forward(model, component, Batch(ids, mask), hidden_states=True).hidden_states
 
 
 def filled(lengths: np.ndarray, budget: int) -> list[list[int]]:
@@ -135,6 +138,7 @@ def reference(model: Any, tokenizer: Any, lines: list[str], file: Path, dtype: s
     """The procedure of NeuroX 1.0 (transformers_extractor.py, writer.py): the last piece of each word, every layer, as JSON.
 
     One sentence goes through the model at a time. Each word is tokenised alone, behind a letter and a space, to count its pieces.
+    An encoder-decoder reads the sentence and has it as its labels.
     """
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
@@ -147,7 +151,10 @@ def reference(model: Any, tokenizer: Any, lines: list[str], file: Path, dtype: s
             counts = [pieces(f"a {word}") - 1 if place else pieces(word) for place, word in enumerate(words)]
             ids = tokenizer.encode(line, truncation=True)
             with torch.inference_mode(), autocast(dtype):
-                hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+                given = torch.tensor([ids])
+                labels = {"labels": given} if model.config.is_encoder_decoder else {}
+                found = model(given, output_hidden_states=True, **labels)
+            hidden = found.encoder_hidden_states if labels else found.hidden_states
             states = np.array([layer[0].float().numpy() for layer in hidden])
             states = states[:, [place for place, piece in enumerate(ids) if piece not in special]]
             features, stop = [], 0
@@ -164,15 +171,20 @@ def reference(model: Any, tokenizer: Any, lines: list[str], file: Path, dtype: s
             out.write(json.dumps({"linex_index": number, "features": features}) + "\n")
 
 
+def part_read(path: Path) -> str:
+    """The component that all systems read."""
+    return facts(checkpoints("m", str(path), ["main"])[0]).components[0]
+
+
 def with_head(path: Path) -> Any:
     """The model with its language-model head, in float32."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-    kinds = (AutoModelForMaskedLM, AutoModelForCausalLM)
     config = AutoConfig.from_pretrained(path)
+    kinds = (AutoModelForSeq2SeqLM,) if config.is_encoder_decoder else (AutoModelForMaskedLM, AutoModelForCausalLM)
     kind = next((kind for kind in kinds if type(config) in kind._model_mapping), None)
     if kind is None:
-        raise SystemExit(f"{path}: a {config.model_type} has no head for masked or causal language modelling")
+        raise SystemExit(f"{path}: a {config.model_type} has no language-model head")
     return kind.from_pretrained(path, dtype=torch.float32).eval()
 
 
@@ -226,13 +238,13 @@ def stage(place: Path, model: Path, lines: list[str], dtype: str, cluster: Any, 
 
     The sentences are dealt to two languages, since a grid needs a pair, and two actors need work.
     """
-    for language, part in (("aa", lines[::2]), ("bb", lines[1::2])):
+    for language, part in (("en", lines[::2]), ("de", lines[1::2])):
         (place / f"{language}.txt").write_text("\n".join(part[: len(lines) // 2]) + "\n", encoding="utf-8")
-    (place / "aa-bb.txt").write_text("a a\n", encoding="utf-8")
+    (place / "en-de.txt").write_text("a a\n", encoding="utf-8")
     grid = Grid(
         name="bench",
-        models=[{"name": "m", "path": str(model)}],
-        languages=["aa", "bb"],
+        models=[{"name": "m", "path": str(model), "components": [part_read(model)]}],
+        languages=["en", "de"],
         corpus={"path": str(place / "{lang}.txt")},
         lexicon={"format": "muse", "path": str(place / "{source}-{target}.txt")},
         words={"max_freq": None},
@@ -272,15 +284,16 @@ def compare(place: Path, model: Path, lines: list[str], dtype: str, options: arg
     component = size.components[0]
     layers = size.layers_of[component]
     loaded, headed = load_model(checkpoint, layers, component), with_head(model)
-    loaded.config.use_cache = False  # of a decoder
     file = place / "reference.json"
 
     systems: dict[str, tuple[Callable[[], Seconds], int]] = {}
     for budget in BUDGETS:
-        systems[f"bare, budget {budget}"] = (timed(bare_loop, loaded, whole, budget, dtype), pieces)
+        bare = partial(bare_loop, loaded, component, whole, budget, dtype)
+        systems[f"bare, budget {budget}"] = (timed(lambda bare=bare: deque(bare(), maxlen=0)), pieces)
     for of in dict.fromkeys(("float32", dtype)):
         systems[f"reference, {of}"] = (timed(reference, headed, tokenizer, few, file, of), shorter)
-    systems["reference, no head"] = (timed(reference, headed.base_model, tokenizer, few, file), shorter)
+    if not headed.config.is_encoder_decoder:
+        systems["reference, no head"] = (timed(reference, headed.base_model, tokenizer, few, file), shorter)
     with connect("inprocess", Resources(1, 0, 1, 0)) as here, connect("local", Resources(2, 0, 1, 0)) as ray:
         systems["ours, in process"] = (partial(stage, place, model, lines, dtype, here, 1), pieces)
         for workers in (1, 2):
@@ -312,7 +325,7 @@ def profile(place: Path, model: Path, lines: list[str], dtype: str, _options: ar
     pstats.Stats(profiler).sort_stats("tottime").print_stats(16)
 
 
-def timed(function: Callable[..., None], *given: Any) -> Callable[[], Seconds]:
+def timed(function: Callable[..., Any], *given: Any) -> Callable[[], Seconds]:
     def run() -> Seconds:
         began, processor = time.perf_counter(), time.process_time()
         function(*given)

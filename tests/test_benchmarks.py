@@ -16,7 +16,10 @@ import tiny_models
 
 from raypipe.cluster.inprocess import InProcess
 from raypipe.cluster.protocol import Resources
-from raypipe.models.states import word_states
+from raypipe.models.batches import plan_batches
+from raypipe.models.load import load_model
+from raypipe.models.locate import checkpoints
+from raypipe.models.states import Extractor, word_states
 from raypipe.science.calign import calign
 
 LINES = [tiny_models.TEXTS[index] for index in (0, 1, 6, 7)]
@@ -35,7 +38,10 @@ def extraction() -> Any:
     return module
 
 
-@pytest.mark.parametrize(("kind", "special"), [("bert", {"cls_token": "[CLS]", "sep_token": "[SEP]"}), ("gpt2", {})])
+@pytest.mark.parametrize(
+    ("kind", "special"),
+    [("bert", {"cls_token": "[CLS]", "sep_token": "[SEP]"}), ("gpt2", {}), ("t5", {"eos_token": "</s>"})],
+)
 def test_the_reference_procedure_gives_our_values(
     extraction: Any, tmp_path: Path, kind: str, special: dict[str, str]
 ) -> None:
@@ -55,8 +61,25 @@ def test_the_reference_procedure_gives_our_values(
         assert (np.abs(found - states[layer]) <= 1e-4 * np.maximum(1, np.abs(states[layer]))).all()
 
 
-def test_the_stage_is_timed_from_when_its_models_are_loaded(extraction: Any, tmp_path: Path) -> None:
-    path = tiny_models.save_model(tmp_path / "bert", "bert")
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
+def test_the_bare_loop_gives_our_values(extraction: Any, tmp_path: Path, kind: str) -> None:
+    path = tiny_models.save_model(tmp_path / kind, kind)
+    checkpoint, part = checkpoints("m", str(path), ["main"])[0], extraction.part_read(path)
+    extractor = Extractor(checkpoint, layers=range(5), component=part)
+    encoded = extractor.encode([line.split() for line in LINES])
+    expected = extractor.run(encoded, plan_batches(encoded.lengths, 200)).words
+    found, pair = np.full_like(expected, np.nan), 2 * int(encoded.lengths.max())
+    for batch, hidden in extraction.bare_loop(load_model(checkpoint, 4, part), part, encoded, pair, "float32"):
+        assert hidden[0].shape[0] > 1  # padded
+        for row, sentence in enumerate(batch):
+            of = encoded.row == sentence
+            found[:, of] = [layer[row, encoded.last[of]].numpy() for layer in hidden]
+    assert (np.abs(found - expected) <= 1e-4 * np.maximum(1, np.abs(expected))).all()
+
+
+@pytest.mark.parametrize("kind", ["bert", "m2m_100"])
+def test_the_stage_is_timed_from_when_its_models_are_loaded(extraction: Any, tmp_path: Path, kind: str) -> None:
+    path = tiny_models.save_model(tmp_path / kind, kind)
     with InProcess(Resources(1, 0, 1, 0)) as cluster:
         seconds = extraction.stage(tmp_path, path, LINES, "float32", cluster, 1)
     assert seconds.wall > 0

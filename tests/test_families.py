@@ -427,16 +427,24 @@ def test_the_tokenizers_padding_side_changes_nothing(
 
 
 @pytest.mark.parametrize(("kind", "part"), PARTS)
-def test_bfloat16_is_near(kind: str, part: Any, tmp_path: Path) -> None:
+def test_half_precision_is_near(kind: str, part: Any, tmp_path: Path) -> None:
     save_model(tmp_path, kind, initializer_range=0.1, init_std=0.1)  # large random weights would magnify any rounding
-    exact, near = (
-        Extractor(one(tmp_path), layers=[2, 4], component=part, compute=compute) for compute in ("float32", "bfloat16")
-    )
+    exact = Extractor(one(tmp_path), layers=[2, 4], component=part)
     encoded = exact.encode(TEXT)
-    wide, narrow = exact(encoded).astype(np.float64), near(encoded).astype(np.float64)
-    cosine = (wide * narrow).sum(-1) / np.linalg.norm(wide, axis=-1) / np.linalg.norm(narrow, axis=-1)
-    assert cosine.min() >= 0.99
-    assert (wide != narrow).any()
+    wide, off = exact(encoded).astype(np.float64), {}
+    for compute in ("bfloat16", "float16"):
+        narrow = Extractor(one(tmp_path), layers=[2, 4], component=part, compute=compute)(encoded).astype(np.float64)  # type: ignore[arg-type]
+        cosine = (wide * narrow).sum(-1) / np.linalg.norm(wide, axis=-1) / np.linalg.norm(narrow, axis=-1)
+        assert cosine.min() >= 0.99
+        off[compute] = np.abs(wide - narrow).mean()
+    assert 0 < off["float16"] < off["bfloat16"]  # ten bits of a mantissa, and seven
+
+
+@pytest.mark.parametrize(("kind", "part"), PARTS)
+def test_attention_is_fused_where_the_class_supports_it(saved: dict[str, Path], kind: str, part: Any) -> None:
+    model = load_model(one(saved[kind]), 1, part)
+    assert model.config._attn_implementation == ("sdpa" if model._supports_sdpa else "eager")
+    assert model._supports_sdpa == (kind not in ("bloom", "gemma2"))
 
 
 @pytest.mark.parametrize("kind", TINY)

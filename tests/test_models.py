@@ -162,15 +162,6 @@ def test_half_precision_weights_are_computed_in_float32(bert: Path) -> None:
     assert_close(states[4], naive_states(bert, SENTENCES[:3], "last")[4])
 
 
-def test_bfloat16_is_near(saved: dict[str, Path]) -> None:
-    exact, near = (Extractor(one(saved["bert"]), layers=[0, 4], compute=how) for how in ("float32", "bfloat16"))
-    encoded = encode(exact.tokenizer, SENTENCES, None, 64)
-    wide, narrow = exact(encoded), near(encoded)
-    assert narrow.dtype == np.float32
-    assert (wide != narrow).any()
-    assert np.abs(wide - narrow).mean() < 0.05
-
-
 def test_float16_results(saved: dict[str, Path]) -> None:
     _, wide = word_states(str(saved["bert"]), SENTENCES, [2])
     _, narrow = word_states(str(saved["bert"]), SENTENCES, [2], dtype="float16")

@@ -84,11 +84,11 @@ def narrow(model: Any, precision: str) -> None:
 
 
 def _weights(kind: Any, checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
-    """A model of one of transformers' automatic classes."""
+    """A model of one of transformers' automatic classes, with torch's fused attention where the class supports it."""
     import torch
 
-    family, config = read_config(checkpoint)
-    options |= {"dtype": torch.float32, "attn_implementation": "sdpa" if family.sdpa else "eager"}
+    _, config = read_config(checkpoint)
+    options |= {"dtype": torch.float32}
     missing: set[str] = set()
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
