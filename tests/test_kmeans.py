@@ -256,11 +256,16 @@ def test_float16_and_float64_points():
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_any_small_points(data):
+    """Any finite numbers of both precisions, their extremes often; constant columns, equal points, k up to n."""
     n, d = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 9))
-    values = st.one_of(st.floats(width=32, allow_nan=False, allow_infinity=False), st.sampled_from([0.0, 1.0, -1.0]))
-    X = data.draw(hnp.arrays(np.float32, (n, d), elements=values))
-    distinct = len(np.unique(X + 0.0, axis=0))  # + 0.0: minus zero is zero
-    k = data.draw(st.integers(1, distinct))
+    kind, width = data.draw(st.sampled_from([(np.float32, 32), (np.float16, 16)]))
+    most, least = float(np.finfo(kind).max), float(np.finfo(kind).smallest_subnormal)
+    finite = st.floats(width=width, allow_nan=False, allow_infinity=False)
+    X = data.draw(hnp.arrays(kind, (n, d), elements=finite | st.sampled_from([0.0, 1.0, most, -most, least, -least])))
+    X = X[data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=12))]
+    X[:, data.draw(st.lists(st.integers(0, d - 1), max_size=2))] = X[0, 0]
+    distinct = len(np.unique(X.astype(np.float32) + 0, axis=0))  # + 0: minus zero is zero
+    k = data.draw(st.just(distinct) | st.integers(1, distinct))
     init = data.draw(st.sampled_from(["k-means++", "random"]))
     seed = data.draw(st.integers(0, 3))
     assert_sound(KMeans(k, init=init, seed=seed, n_init=2).fit(X), X, k)
