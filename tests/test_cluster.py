@@ -21,7 +21,7 @@ from raypipe.cluster import connect
 from raypipe.cluster.protocol import MAX_DEATHS, Failure, Resources
 from raypipe.errors import ClusterError, ClusteringError
 from raypipe.science.kmeans import fit
-from raypipe.science.kmeans_points import LocalPoints
+from raypipe.science.kmeans_points import LocalPoints, seen
 
 TWO = Resources(workers=2, gpus_per_worker=0, threads=1, memory=0)
 
@@ -688,6 +688,35 @@ def test_the_second_arrival_of_a_shard_is_dropped(local, monkeypatch):
     assert [number for number, _ in owner.call(visits, ())] == [2]
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_kmeans_has_the_same_bits_for_any_number_of_workers(workers, monkeypatch):
+    from raypipe.cluster import ray_points
+
+    class Group:
+        """The owners of a group in this process, which answer in another order at each call."""
+
+        def __init__(self, shards):
+            numbers = range(min(workers, shards))
+            specs = [{index: index for index in range(number, shards, len(numbers))} for number in numbers]
+            self.owners = [ray_points.Owner(partial(draw, None), of_one, TWO) for of_one in specs]
+            self.random = np.random.default_rng(workers)
+
+        def map(self, function, *args):
+            order = self.random.permutation(len(self.owners)).tolist()
+            parts = {number: iter(self.owners[number].call(function, args)) for number in order}
+            return [next(parts[index % len(parts)]) for index in range(9)]
+
+    monkeypatch.setattr(ray_points, "limit_threads", lambda threads: None)
+    group = Group(9)
+    group.map(seen)
+    reference = fit(LocalPoints([draw(None, seed) for seed in range(9)]), 7, n_init=2, seed=1)
+    found = fit(group, 7, n_init=2, seed=1)
+    assert found.centroids.tobytes() == reference.centroids.tobytes()
+    assert [part.tobytes() for part in found.labels] == [part.tobytes() for part in reference.labels]
+    assert found.history == reference.history
+
+
 # --- Time-outs ---
 
 
@@ -720,7 +749,7 @@ def test_work_that_no_node_can_hold_is_given_up(local, monkeypatch):
     )
     task = ray.remote(num_cpus=64)(square).remote(2)
     with pytest.raises(ClusterError, match=text):
-        ray_wait.wait_any([task], large, None, "tasks")
+        ray_wait.wait_any([task], large, 600, "tasks")
     ray.cancel(task)
 
 

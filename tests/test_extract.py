@@ -408,6 +408,26 @@ def test_sentences_that_were_dropped_or_skipped_have_no_state(world: tiny_world.
     ]
 
 
+def test_words_that_the_tokenizer_drops_are_counted_and_listed(world: tiny_world.World, tmp_path: Path) -> None:
+    """BERT's drops a lone combining mark and control signs."""
+    for name, lines in lines_of(world).items():
+        odd = ["a \u0301 man", "\u200d", "\u200d man \u0301"] if name == "de" else ["a", "b", "c"]
+        (tmp_path / f"{name}.txt").write_text("\n".join([*odd, *lines[:9]]) + "\n")
+    run = extracted(small(world, corpus={"path": str(tmp_path / "{lang}.txt")}), tmp_path / "run")
+    lost = [row for file in (run.path / "activations").rglob("_lost-*") for row in pq.read_table(file).to_pylist()]
+    assert [(row["language"], row["sentence"], row["token"], row["word"], row["why"]) for row in lost] == [
+        ("de", 0, 1, "\u0301", "no_piece"),
+        ("de", 1, 0, "\u200d", "no_piece"),
+        ("de", 2, 0, "\u200d", "no_piece"),
+        ("de", 2, 2, "\u0301", "no_piece"),
+    ]
+    receipts = [json.loads(Path(mark).read_text())["receipt"] for mark in marks(run.path, "extract")]
+    assert sorted(receipt["lost"] for receipt in receipts) == [0, 4]
+    for name in ("en", "de"):
+        chosen = pq.read_table(run.path / f"corpus/lang={name}/occurrences.parquet", partitioning=None).num_rows
+        assert run.states("t", "main", name, 3)[0].num_rows == chosen - 4 * (name == "de")
+
+
 def test_neurons_that_overflow_leave_words_and_sentences_standing(world: tiny_world.World, tmp_path: Path) -> None:
     shutil.copytree(world.path / "model/step-2", tmp_path / "model")
     file = tmp_path / "model/model.safetensors"

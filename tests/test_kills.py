@@ -87,7 +87,7 @@ def test_killed_actors_cost_no_row_and_no_byte(
     monkeypatch.setattr(extract, "SHARD_BYTES", 1)
     monkeypatch.setattr(extract, "SMALLEST_SHARD", 4)
     model = {"name": "t", "path": str(world.path / "model" / "step-2")}
-    fields = world.grid(models=[model], resources={"workers": 2}, states={"also": ["sentences"]})
+    fields = world.grid(models=[model], resources={"workers": 3}, states={"also": ["sentences"]})
     raypipe.run(Grid(**fields), tmp_path / "quiet", "inprocess", only="corpus")
     raypipe.run(Grid(**fields), tmp_path / "quiet", "inprocess", only="extract")
     expected = states_of(tmp_path / "quiet")

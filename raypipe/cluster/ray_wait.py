@@ -63,13 +63,13 @@ def reason(error: Exception) -> str:
     return lines[-1] if lines and "creation task" in lines[0] else one_line(error)
 
 
-def wait_any(pending: Sequence[Any], resources: Resources, limit: float | None, what: str) -> Any:
+def wait_any(pending: Sequence[Any], resources: Resources, limit: float, what: str) -> Any:
     """Wait until one of the pending calls has ended, well or not.
 
     Args:
         pending: Object references.
         resources: What a worker needs, to notice that no node can hold one any more.
-        limit: Seconds without any result; None waits as long as there is a place to work.
+        limit: Seconds without any result.
         what: Names the calls in the error message.
 
     Raises:
@@ -85,7 +85,7 @@ def wait_any(pending: Sequence[Any], resources: Resources, limit: float | None, 
             last_room = now
         if now - last_room >= ROOM_SECONDS:
             raise ClusterError(f"{what}: no place to work for {ROOM_SECONDS:g} s: {wanted_and_found(resources)}")
-        if limit is not None and now - start >= limit:
+        if now - start >= limit:
             raise ClusterError(
                 f"{what}: nothing came back for {limit:g} s; expected an answer of one of {len(pending)} workers; "
                 "look at the Ray logs and start the same command again"
