@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from statistics import variance
 from typing import Any
 
 import numpy as np
@@ -104,35 +105,39 @@ def test_equal_vectors_tell_nothing_whatever_their_rounding() -> None:
 
 def test_both_kinds_are_needed() -> None:
     x = normal(0, 4, 3)
-    with pytest.raises(
-        InputError, match=r"^false-friend margin: 4 items, marks of shape \(4,\), 4 of the same kind; exp"
-    ):
+    with pytest.raises(InputError, match=r"^false-friend margin: 4 of 4 items mean the same in both languages; exp"):
         false_friend_margin(x, x, [True] * 4, FEW)
-    with pytest.raises(
-        InputError, match=r"^AM2iCo AUC: 4 items, marks of shape \(4,\), 0 of the same kind; expected a"
-    ):
+    with pytest.raises(InputError, match=r"^AM2iCo AUC: 0 of 4 items mean the same in both languages; expected some"):
         meaning_auc(x, x, [False] * 4, FEW)
-    with pytest.raises(InputError, match=r"^AM2iCo AUC: 4 items, marks of shape \(3,\), 1 of the same kind"):
+    with pytest.raises(InputError, match=r"^AM2iCo AUC: 4 items, marks of shape \(3,\); expected a mark per item"):
         meaning_auc(x, x, [True, False, False], FEW)
 
 
 CLASSES = [f"C{i}" for i in range(8)]
 
 
-def naive_rsa(x: Any, classes_x: Any, y: Any, classes_y: Any, names: list[str]) -> float:
-    def distances(side: Any, classes: Any) -> list[float]:
-        means = {name: np.mean([v for v, c in zip(side, classes, strict=True) if c == name], axis=0) for name in names}
-        return [math.dist(means[a], means[b]) for a, b in combinations(names, 2)]
+def naive_rsa(x: Any, classes_x: Any, y: Any, classes_y: Any, names: list[str], drawn: Any = None) -> float:
+    """Of all words, or of some rows `drawn` anew for each class of x, then of y."""
 
-    return float(spearmanr(distances(x, classes_x), distances(y, classes_y)).statistic)
+    def distances(side: Any, classes: Any, drawn: Any) -> list[float]:
+        words = [[v for v, c in zip(side, classes, strict=True) if c == name] for name in names]
+        noise = [sum(variance(column) for column in zip(*of, strict=True)) / len(of) for of in words]
+        if drawn is not None:
+            noise = [value * (2 - 1 / len(of)) for value, of in zip(noise, words, strict=True)]
+            words = [np.repeat(of, counts, axis=0) for of, counts in zip(words, drawn, strict=True)]
+        means = [np.mean(of, axis=0) for of in words]
+        return [math.dist(means[a], means[b]) ** 2 - noise[a] - noise[b] for a, b in combinations(range(len(names)), 2)]
+
+    of_x, of_y = (None, None) if drawn is None else (drawn[: len(names)], drawn[len(names) :])
+    return float(spearmanr(distances(x, classes_x, of_x), distances(y, classes_y, of_y)).statistic)
 
 
 def test_rsa_is_its_plain_loop_on_the_common_classes() -> None:
-    classes_x, classes_y = np.array([*CLASSES, "X"] * 4), np.array([*CLASSES, "Y", "Z"] * 3)
-    x, y = normal(0, 36, 5), normal(1, 30, 7)
+    classes_x, classes_y = np.array([*[*CLASSES, "X"] * 4, "once"]), np.array([*[*CLASSES, "Y", "Z"] * 3, "once"])
+    x, y = normal(0, 37, 5), normal(1, 31, 7)
     found = structural_rsa(x, classes_x, y, classes_y, FEW)
     assert found.value == pytest.approx(naive_rsa(x, classes_x, y, classes_y, CLASSES))
-    assert (found.chance, found.items, found.left_out) == (0, 32 + 24, 3)
+    assert (found.chance, found.items, found.left_out) == (0, 32 + 24, 4)
     nulls = []
     for order in FEW.orders(8):
         renamed = dict(zip([CLASSES[i] for i in order], CLASSES, strict=True))
@@ -141,13 +146,16 @@ def test_rsa_is_its_plain_loop_on_the_common_classes() -> None:
     assert [found.null.mean, found.null.max] == pytest.approx([np.mean(nulls), np.max(nulls)])
     draws = []
     for count in FEW.counts(*[4] * 8, *[3] * 8):
-        parts = np.split(count.astype(int), np.cumsum([4] * 8 + [3] * 8)[:-1])
-        rows_x, rows_y = (
-            np.concatenate([np.repeat(np.flatnonzero(side == name), p) for name, p in zip(CLASSES, part, strict=True)])
-            for side, part in ((classes_x, parts[:8]), (classes_y, parts[8:]))
-        )
-        draws.append(naive_rsa(x[rows_x], classes_x[rows_x], y[rows_y], classes_y[rows_y], CLASSES))
+        drawn = np.split(count.astype(int), np.cumsum([4] * 8 + [3] * 8)[:-1])
+        draws.append(naive_rsa(x, classes_x, y, classes_y, CLASSES, drawn))
     assert [found.lo, found.hi] == pytest.approx(list(np.quantile(draws, [0.025, 0.975])))
+
+
+def test_rsa_of_independent_noise_is_at_chance_though_small_classes_are_small_in_both_languages() -> None:
+    classes = [f"C{i:02d}" for i in range(16) for _ in range(2 + i * i)]
+    sides = [(normal(i, len(classes), 20), normal(100 + i, len(classes), 20)) for i in range(20)]
+    values = [structural_rsa(x, classes, y, classes, FEW).value for x, y in sides]
+    assert np.mean([value for value in values if value is not None]) == pytest.approx(0, abs=0.1)
 
 
 def test_rsa_is_one_under_rotation_and_undefined_for_equal_words() -> None:
@@ -159,7 +167,10 @@ def test_rsa_is_one_under_rotation_and_undefined_for_equal_words() -> None:
 
 def test_rsa_refuses_too_few_classes_and_rows_without_one() -> None:
     x = normal(0, 16, 3)
-    with pytest.raises(InputError, match=r"^structural RSA: 7 word classes in both languages; at least 8 are needed$"):
+    with pytest.raises(
+        InputError,
+        match=r"^structural RSA: 7 word classes with two words or more in both languages; at least 8 are needed$",
+    ):
         structural_rsa(x, CLASSES * 2, x, [*CLASSES[:7], "X"] * 2, FEW)
     with pytest.raises(InputError, match=r"^structural RSA: states of shape \(15, 3\) for 16 items"):
         structural_rsa(x, CLASSES * 2, x[:15], CLASSES * 2, FEW)
@@ -235,7 +246,9 @@ def test_procrustes_finds_a_rotation_and_is_at_chance_without_relation() -> None
 def test_procrustes_is_undefined_for_equal_words_and_refuses_too_few_classes() -> None:
     x = normal(0, 40, 5)
     assert structural_procrustes(x, CLASSES * 5, np.ones((40, 5)), CLASSES * 5, FEW).value is None
-    with pytest.raises(InputError, match=r"^structural Procrustes: 7 word classes in both languages; at least 8 are"):
+    with pytest.raises(
+        InputError, match=r"^structural Procrustes: 7 word classes with two words or more in both languages; at least"
+    ):
         structural_procrustes(x[:16], CLASSES * 2, x[:16], [*CLASSES[:7], "X"] * 2, FEW)
 
 

@@ -167,7 +167,18 @@ def test_the_values_are_those_of_the_science_on_the_runs_own_states(
             [marks["labels"][i][1] if of == "neurons" else marks[language][i][rest[0]] for _, i, *rest in at],
         ]
     expected["expert_overlap"] = expert_overlap(*sides["neurons"], 5, SAMPLING)
-    expected["structural_rsa"] = probes.structural_rsa(*sides["words"], SAMPLING)
+    types = list[Any]()  # of which the tiny world has each in one class
+    for language, of_word in (("en", 0), ("de", 2)):
+        class_of = dict(
+            zip(
+                whole.states("tiny", "step-2", language, 3)[0]["word"].to_pylist(),
+                sides["words"][of_word + 1],
+                strict=True,
+            )
+        )
+        named = sorted((class_of[word], word) for word in means[language])
+        types += [np.array([means[language][word] for _, word in named]), [name for name, _ in named]]
+    expected["structural_rsa"] = probes.structural_rsa(*types, SAMPLING)
     expected["structural_procrustes"] = probes.structural_procrustes(*sides["words"], SAMPLING)
     for measure, estimate in expected.items():
         row = found.loc[(3, "en", "de", measure)]
@@ -472,7 +483,10 @@ def test_a_language_without_word_classes_and_a_layer_without_neurons_say_so_and_
     assert again.reason.to_list() == ["layer 0 has no neurons", "", "", "", "", ""]
     upos.write_text(upos.read_text().replace("C3", "C4"))
     few = rows(ran(grid, tmp_path / "run")).set_index(["layer", "measure"])
-    assert few.reason[1, "structural_rsa"] == "structural RSA: 7 word classes in both languages; at least 8 are needed"
+    assert (
+        few.reason[1, "structural_rsa"]
+        == "structural RSA: 7 word classes with two words or more in both languages; at least 8 are needed"
+    )
 
 
 def test_the_report_draws_each_measure_over_the_layers(whole: raypipe.Run) -> None:

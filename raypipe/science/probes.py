@@ -5,6 +5,7 @@ Definitions: concept_patching.md section 10; everything is computed in float64.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,9 +121,11 @@ def _two_kinds(
     a, b = (unit(side) for side in same_width(measure, x, y, 2))
     kind = np.asarray(same, np.bool_)
     n, alike = len(a), int(np.count_nonzero(kind))
-    if kind.shape != (n,) or not 0 < alike < n:
+    if kind.shape != (n,):
+        raise InputError(f"{measure}: {n} items, marks of shape {kind.shape}; expected a mark per item")
+    if not 0 < alike < n:
         raise InputError(
-            f"{measure}: {n} items, marks of shape {kind.shape}, {alike} of the same kind; expected a mark per item, and both kinds"
+            f"{measure}: {alike} of {n} items mean the same in both languages; expected some that do and some that do not"
         )
     cosines = np.round(np.einsum("ij,ij->i", a, b), DIGITS)  # copies are equal whatever their rounding
     counts = np.empty((sampling.resamples, n))
@@ -136,17 +139,20 @@ def _two_kinds(
 def structural_rsa(
     x: NDArray[Any], classes_x: Sequence[str], y: NDArray[Any], classes_y: Sequence[str], sampling: Sampling
 ) -> Estimate:
-    """Spearman correlation of the Euclidean distances between word classes' mean vectors in two languages.
+    """Spearman correlation of the squared distances between word classes' mean vectors in two languages.
 
-    Classes that only one language has are left out and counted. The chance level is 0; the null permutes the classes
-    of one side. None when all distances of a side are equal. After arXiv 2310.12794.
+    Each distance is freed of what the choice of words adds: for a mean of n words their summed variances / n, as in the
+    cross-validated distances of Walther et al. 2016. Small classes lie far off in any language; with plain distances
+    that alone correlates independent noise. So rows must be independent: one per word type, not per occurrence. Classes
+    that only one language has, or of fewer than 2 words, are left out and counted. The chance level is 0; the null permutes
+    the classes of one side. None when all distances of a side are equal. After arXiv 2310.12794.
 
     Args:
         x: Word vectors of one language, [n, d].
         classes_x: Their syntactic classes, n strings.
         y: Word vectors of the other language, [m, e].
         classes_y: Their classes, m strings.
-        sampling: The draws; words are resampled within each class of each language.
+        sampling: The draws; words are resampled within each class of each language, which adds the same once more.
 
     Raises:
         InputError: One class per row is missing, a state is not finite, or fewer than 8 classes are common.
@@ -156,12 +162,18 @@ def structural_rsa(
     common, sides = _by_class("structural RSA", x, classes_x, y, classes_y)
     sizes = [len(words) for side in sides for words in side]
     upper = np.triu_indices(len(common), 1)
+    added = [np.array([np.sum(words.var(axis=0, ddof=1)) / len(words) for words in side]) for side in sides]
+    again = [np.array([1 - 1 / len(words) for words in side]) for side in sides]  # share of it that a resample adds
 
-    def distances(counts: FloatArray) -> list[FloatArray]:
-        """Distances between the class means of both sides, [draws, classes, classes] each."""
+    def distances(counts: FloatArray, resampled: bool) -> list[FloatArray]:
+        """Squared distances between the class means of both sides, [draws, classes, classes] each."""
         parts = iter(np.split(counts, np.cumsum(sizes)[:-1], axis=1))
         means = [np.stack([next(parts) @ words / len(words) for words in side], axis=1) for side in sides]
-        return [np.linalg.norm(mean[:, :, None] - mean[:, None], axis=-1) for mean in means]
+        noise = [own * (1 + resampled * more) for own, more in zip(added, again, strict=True)]
+        return [
+            np.sum((mean[:, :, None] - mean[:, None]) ** 2, axis=-1) - own[:, None] - own
+            for mean, own in zip(means, noise, strict=True)
+        ]
 
     def spearman(p: FloatArray, q: FloatArray) -> FloatArray:
         ranks = [rankdata(d[:, upper[0], upper[1]], axis=1) for d in (p, q)]
@@ -169,11 +181,11 @@ def structural_rsa(
         scale = np.sqrt(np.sum(p * p, axis=1) * np.sum(q * q, axis=1))
         return np.asarray(np.divide(np.sum(p * q, axis=1), scale, out=np.full(len(scale), np.nan), where=scale > 0))
 
-    p, q = distances(np.ones((1, sum(sizes))))
-    boots = np.concatenate([spearman(*distances(counts)) for counts in sampling.count_blocks(_DRAWS, *sizes)])
+    p, q = distances(np.ones((1, sum(sizes))), False)
+    boots = [spearman(*distances(counts, True)) for counts in sampling.count_blocks(_DRAWS, *sizes)]
     nulls = [spearman(p, q[:, order][:, :, order])[0] for order in sampling.orders(len(common))]
-    left_out = len(set(classes_x) ^ set(classes_y))
-    return estimate(spearman(p, q)[0], boots, nulls, chance=0.0, items=sum(sizes), left_out=left_out)
+    left_out = len({*classes_x, *classes_y}) - len(common)
+    return estimate(spearman(p, q)[0], np.concatenate(boots), nulls, chance=0.0, items=sum(sizes), left_out=left_out)
 
 
 def structural_procrustes(
@@ -185,8 +197,8 @@ def structural_procrustes(
     only in their span: with U S V' the singular value decomposition of A' B (A, B [classes, d]), words of one language at U
     and class means of the other at V are compared by distance, both ways; the candidates are the classes of the fold.
     The chance level is 1 / candidates, averaged over the words; the null permutes the classes of one side before the fit.
-    None when the class means of a side are equal. Classes that only one language has are left out and counted.
-    After arXiv 2310.12794.
+    None when the class means of a side are equal. Classes that only one language has, or of fewer than 2 words, are left out
+    and counted. After arXiv 2310.12794.
 
     Args:
         x: Word vectors of one language, [n, d].
@@ -228,7 +240,7 @@ def structural_procrustes(
     chance = float(np.repeat(np.tile(1 / np.bincount(fold)[fold], 2), sizes).mean())
     boots = np.concatenate([counts @ hits / len(hits) for counts in sampling.count_blocks(_DRAWS, *sizes)])
     nulls = [np.concatenate(correct(order)).mean() for order in sampling.orders(len(common))]
-    left_out = len(set(classes_x) ^ set(classes_y))
+    left_out = len({*classes_x, *classes_y}) - len(common)
     value = np.nan if undefined else hits.mean()
     return estimate(value, boots, nulls, chance=chance, items=len(hits), left_out=left_out)
 
@@ -244,14 +256,18 @@ def _in_class_span(words: list[FloatArray]) -> tuple[list[FloatArray], FloatArra
 def _by_class(
     measure: str, x: NDArray[Any], classes_x: Sequence[str], y: NDArray[Any], classes_y: Sequence[str]
 ) -> tuple[list[str], list[list[FloatArray]]]:
-    """The classes that both languages have, sorted, and per language the words of each.
+    """The classes of which both languages have two words or more, sorted, and per language the words of each.
 
     Raises:
         InputError: One class per row is missing, a state is not finite, or fewer than 8 classes are common.
     """
-    common = sorted(set(classes_x) & set(classes_y))
+    found = [{name for name, count in Counter(classes).items() if count > 1} for classes in (classes_x, classes_y)]
+    common = sorted(set.intersection(*found))
     if len(common) < MIN_CLASSES:
-        raise InputError(f"{measure}: {len(common)} word classes in both languages; at least {MIN_CLASSES} are needed")
+        raise InputError(
+            f"{measure}: {len(common)} word classes with two words or more in both languages; "
+            f"at least {MIN_CLASSES} are needed"
+        )
     sides = []
     for side, classes in ((x, classes_x), (y, classes_y)):
         rows, index = states(measure, side, len(classes)).astype(np.float64), np.asarray(classes)

@@ -43,7 +43,7 @@ from raypipe.stages.parts import incomplete, part
 from raypipe.stages.plan import Plan, clustering_place, joint, scope_name
 from raypipe.statefile import read_layer
 
-NAME, VERSION = "similarity", 1
+NAME, VERSION = "similarity", 2
 FIELDS = ("words.normalise", "similarity.experts", "similarity.permutations", "similarity.resamples")
 KINDS = {"extract": "words", "sentences": "sentences", "neurons": "neurons"}  # of states, in reasons
 ANNOTATED = {
@@ -152,6 +152,12 @@ class _Words(NamedTuple):
     word: list[IntArray]
 
 
+def _sums(states: States, index: IntArray, rows: int) -> FloatArray:
+    """The sum of the states [n, d] of each index, int64 [n], float64 [rows, d]."""
+    which = sparse.csr_array((np.ones(len(index)), (index, np.arange(len(index)))), shape=(rows, len(index)))
+    return np.asarray(which @ states.astype(np.float64))
+
+
 def _probe(x: States, y: States, sampling: Sampling) -> Estimate:
     return language_probe(np.stack([x, y]), sampling)
 
@@ -248,13 +254,19 @@ class _Pair:
 
     def _of_classes(self, measure: Callable[..., Estimate], layer: int) -> Measured:
         upos = self._annotations("upos")
-        sides = list[tuple[States, list[str]]]()
-        for files, of_side in zip(self._files("extract", self._pair), upos, strict=True):
+        sides = list[tuple[States | FloatArray, list[str]]]()
+        for language, files, of_side in zip(self._pair, self._files("extract", self._pair), upos, strict=True):
             sentences, states = self._states(files, layer)
             tokens = [token for file in files for token in self._run.read_table(file, ["token"]).column(0).to_pylist()]
-            sides.append(
-                (states, [of_side[sentence][token] for sentence, token in zip(sentences, tokens, strict=True)])
-            )
+            classes = [of_side[sentence][token] for sentence, token in zip(sentences, tokens, strict=True)]
+            if measure is structural_rsa:  # occurrences of one word are not independent
+                types = list(self._words(language).types)
+                words = (types[word] for word in np.concatenate(self._words(language).word))
+                names, index = numbered(f"{name} {word}" for name, word in zip(classes, words, strict=True))
+                means = _sums(states, index, len(names)) / np.bincount(index)[:, None]
+                sides.append((means, [name.split()[0] for name in names]))
+            else:
+                sides.append((states, classes))
         (x, classes_x), (y, classes_y) = sides
         return measure(x, classes_x, y, classes_y, self._sampling), None
 
@@ -344,8 +356,7 @@ class _Pair:
         """The mean state of each form, float64 [forms, d]; summed file by file, of which one is held."""
         sums, types = np.zeros(()), len(words.types)
         for file, index in zip(words.files, words.word, strict=True):
-            which = sparse.csr_array((np.ones(len(index)), (index, np.arange(len(index)))), shape=(types, len(index)))
-            sums = sums + which @ read_layer(self._run.path / file, layer).astype(np.float64)
+            sums = sums + _sums(read_layer(self._run.path / file, layer), index, types)
         means = sums / np.bincount(np.concatenate(words.word))[:, None]
         return np.asarray(means[np.array([words.types[form] for form in forms], np.int64)])
 
