@@ -103,6 +103,15 @@ def test_equal_vectors_tell_nothing_whatever_their_rounding() -> None:
     assert false_friend_margin(x, 7.3 * x, same, FEW).value == 0
 
 
+def test_a_single_item_of_a_kind_gives_no_interval() -> None:
+    x, y = normal(0, 5, 3), normal(1, 5, 3)
+    for same in ([True, False, False, False, False], [True, True, True, True, False]):
+        found = false_friend_margin(x, y, same, FEW)
+        assert found.value is not None
+        assert (found.lo, found.hi) == (None, None)
+        assert meaning_auc(x, y, same, FEW)[1:3] == (None, None)
+
+
 def test_both_kinds_are_needed() -> None:
     x = normal(0, 4, 3)
     with pytest.raises(InputError, match=r"^false-friend margin: 4 of 4 items mean the same in both languages; exp"):

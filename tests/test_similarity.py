@@ -154,11 +154,12 @@ def test_an_interval_covers_the_measure_of_the_population() -> None:
 
 
 def test_a_resample_is_the_measure_of_the_repeated_items() -> None:
-    """ANC of a resample is ANC of its rows; CKA pairs no item with its own copy."""
+    """ANC of a resample is ANC of its rows, moved to the value; CKA pairs no item with its own copy."""
     x, y = world(2, 15, 4)
     rows = [np.repeat(np.arange(15), count.astype(int)) for count in FEW.counts(15)]
     draws = [naive_anc(x[r], y[r]) for r in rows]
     found = anc(x, y, FEW)
+    draws += naive_anc(x, y) - np.mean(draws)
     assert [found.lo, found.hi] == pytest.approx(list(np.quantile(draws, [0.025, 0.975])))
 
     def centring(k: Any) -> Any:
@@ -256,6 +257,17 @@ def test_anc_by_hand() -> None:
     assert (found.items, found.left_out) == (3, 1)
 
 
+def test_the_interval_of_anc_holds_chance_where_nothing_is_related() -> None:
+    x, y = (np.random.default_rng(seed).normal(size=(300, 128)) for seed in (0, 1))
+    found = anc(x, y, Sampling(1, 100))
+    assert found.lo is not None
+    assert found.hi is not None
+    assert found.value is not None
+    assert found.chance is not None
+    assert found.lo < min(found.value, found.chance)
+    assert max(found.value, found.chance) < found.hi
+
+
 def test_a_column_that_a_resample_makes_constant_is_left_out_of_it() -> None:
     x, y = world(0, 30, 2)
     x[:, 0], y[:, 0] = 0, np.arange(30)
@@ -263,6 +275,7 @@ def test_a_column_that_a_resample_makes_constant_is_left_out_of_it() -> None:
     found = anc(x, y, FEW)
     rows = [np.repeat(np.arange(30), count.astype(int)) for count in FEW.counts(30)]
     draws = [naive_anc(x[r][:, np.ptp(x[r], axis=0) > 0], y[r][:, np.ptp(x[r], axis=0) > 0]) for r in rows]
+    draws += naive_anc(x, y) - np.mean(draws)
     assert [found.lo, found.hi] == pytest.approx(list(np.quantile(draws, [0.025, 0.975])))
 
 

@@ -65,7 +65,8 @@ def language_probe(x: NDArray[Any], sampling: Sampling) -> Estimate:
 def false_friend_margin(x: NDArray[Any], y: NDArray[Any], same: ArrayLike, sampling: Sampling) -> Estimate:
     """Mean cos(X_i, Y_i) of shared forms with the same concept minus that of those with different concepts.
 
-    The chance level is 0; so is the value of bare input embeddings, without positions. The null permutes `same`.
+    The chance level is 0; so is the value of bare input embeddings, without positions. The null permutes `same`. A single
+    form of a kind gives no interval.
 
     Args:
         x: Vectors of the forms in one language, [n, d].
@@ -86,7 +87,8 @@ def false_friend_margin(x: NDArray[Any], y: NDArray[Any], same: ArrayLike, sampl
 def meaning_auc(x: NDArray[Any], y: NDArray[Any], same: ArrayLike, sampling: Sampling) -> Estimate:
     """Area under the ROC curve of cos(X_i, Y_i) for the same against different meaning in context; AM2iCo.
 
-    Equal cosines count one half. The chance level is 0.5; the null permutes `same`. arXiv 2104.08639.
+    Equal cosines count one half. The chance level is 0.5; the null permutes `same`. A single pair of a kind gives no
+    interval. arXiv 2104.08639.
 
     Args:
         x: Vectors of the first marked word, [n, d].
@@ -131,6 +133,7 @@ def _two_kinds(
     counts = np.empty((sampling.resamples, n))
     counts[:, np.concatenate([np.flatnonzero(kind), np.flatnonzero(~kind)])] = sampling.counts(alike, n - alike)
     boots = statistic(cosines, counts * kind, counts * ~kind)
+    boots[:] = boots if 1 < alike < n - 1 else np.nan  # a single item varies in no resample
     kinds = np.stack([kind, *(kind[order] for order in sampling.orders(n))]).astype(np.float64)
     value, *nulls = statistic(cosines, kinds, 1 - kinds)
     return estimate(value, boots, nulls, chance=chance, items=n)
