@@ -37,12 +37,12 @@ def main() -> None:
     options = parser.parse_args()
     import raypipe
 
-    run = measured_toy(options.toy) if options.toy else raypipe.open_run(options.run)
+    run = measured_toy(options.toy, options.pair) if options.toy else raypipe.open_run(options.run)
     print("\n".join(table(run, *options.pair.split("-"))))
 
 
-def measured_toy(folder: Path) -> Any:
-    """The finished run of the annotated toy world."""
+def measured_toy(folder: Path, pair: str) -> Any:
+    """The finished run of a pair of the annotated toy world."""
     import raypipe
     from raypipe.toy.lexicon import LANGUAGES
 
@@ -52,6 +52,7 @@ def measured_toy(folder: Path) -> Any:
         models={"name": "toy", "path": "toy:encoder", "revisions": ["step-000000", "step-000500", "step-001500", "random:0"]},
         layers=[0, 2, 4],
         languages=LANGUAGES,
+        pairs=[pair],
         corpus={"path": "toy:corpus/{lang}.txt", "labels": f"{folder}/labels.txt", "upos": f"{folder}/classes.{{lang}}.txt"},
         lexicon={"format": "muse", "path": "toy:lexicon/{source}-{target}.txt"},
         words={"lines": [0, 600]},
@@ -135,13 +136,13 @@ def table(run: Any, source: str, target: str) -> Iterator[str]:
         text = f"{number(row[score])}{star} {interval}, {number(row[null])}" if row[score] is not None else "–"
         cells.setdefault(key, {})[row["revision"]] = text
         if row["reason"]:
-            reasons[f"{key[0]}, layer {key[1]}, {row['revision']}: {row['reason']}"] = None
+            reasons[f"- {key[0]}: {row['reason']}"] = None
     revisions = list(dict.fromkeys(name for of_key in cells.values() for name in of_key))
     yield f"| measure | layer | chance | {' | '.join(revisions)} |"
     yield f"|---|---|---|{'---|' * len(revisions)}"
     for key in sorted(cells, key=lambda key: [name for name, _ in cells].index(key[0])):
         yield f"| {key[0]} | {key[1]} | {chances[key]} | {' | '.join(cells[key][name] for name in revisions)} |"
-    yield from reasons
+    yield from ("", *reasons)
 
 
 def rows(run: Any, source: str, target: str) -> Iterator[tuple[str, dict[str, Any]]]:
