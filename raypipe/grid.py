@@ -24,6 +24,7 @@ from raypipe.errors import GridError
 from raypipe.gridcheck import one_line
 from raypipe.gridpatching import PatchingSettings
 from raypipe.gridscores import (
+    LIMITS,
     OF_SENTENCES,
     CalignSettings,
     ColapSettings,
@@ -191,10 +192,23 @@ class Grid(Part):
     colap: ColapSettings = Field(ColapSettings(), description="Thresholds of COLAP.")
     similarity: SimilaritySettings = Field(SimilaritySettings(), description="Measures beside CALIGN and COLAP.")
     patching: PatchingSettings = Field(PatchingSettings(), description="Concept patching.")
+    warnings: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="Other limits of warnings, by code, than "
+        + ", ".join(f"{code} {limit:g}" for code, limit in LIMITS.items())
+        + ".",
+    )
     dtype: Dtype = Field(Dtype(), description="Number formats.")
     resources: Resources = Field(Resources(), description="What a worker takes.")
 
     _not_empty = field_validator("models", "languages")(unique)
+
+    @field_validator("warnings")
+    @classmethod
+    def _limits(cls, value: dict[str, float]) -> dict[str, float]:
+        if odd := sorted(value.keys() - LIMITS.keys()):
+            raise ValueError(f"{odd[0]} is no warning with a limit; expected some of {', '.join(LIMITS)}")
+        return value
 
     def __init__(self, **data: Any) -> None:
         try:

@@ -23,6 +23,24 @@ Measure = Literal[
 OF_SENTENCES: tuple[Measure, ...] = ("cka", "mexa", "anc", "language_probe")  # measured on states of sentences
 MEANINGS = ("am2ico", "am2ico_last")  # of marked words, and for decoders at the last piece
 
+LIMITS = {  # of the warnings that have one, concept_metrics.md section 7; UNKNOWN_PIECES is our own
+    "LOW_COVERAGE": 0.5,  # of types; also of the eligible concepts, those that are reachable
+    "CASE_MISMATCH": 0.05,  # coverage gained
+    "DIRECTION_GAP": 0.2,  # between the scores
+    "TINY_CONCEPTS": 0.3,  # of the concepts
+    "FEW_POINTS": 20,  # per concept
+    "GIANT_CONCEPT": 0.2,  # of the points
+    "GIANT_CONCEPT_MEAN": 50,  # times the mean
+    "ANISOTROPY": 0.9,  # mean cosine
+    "ANISOTROPY_VARIANCE": 0.5,  # of it in three dimensions
+    "LANGUAGE_IMBALANCE": 0.8,  # of an equal share
+    "SHARED_STRINGS": 0.5,  # of the overlapping concepts
+    "NULL_LIKE": 2,  # standard deviations above the null's mean
+    "LOST_WORDS": 0.01,  # of the words
+    "UNKNOWN_PIECES": 0.05,  # of the words
+    "DUPLICATE_LINES": 0.01,  # of the lines
+}
+
 Fraction01 = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**63 - 2)]

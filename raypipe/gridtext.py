@@ -65,6 +65,9 @@ class Words(Part):
         "order serves too.",
     )
     pooling: Literal["last", "first", "mean"] = Field("last", description="Subword states to one word state.")
+    common_occurrences: bool = Field(
+        False, description="Cluster and score only occurrences of words that have a state in every model of the grid."
+    )
     normalise: Literal["none", "nfc", "nfkc", "lower"] = Field(
         "none", description="Applied to types and dictionary when compared."
     )

@@ -104,8 +104,8 @@ def _grid(source: Path, found: list[dict[str, str]], overrides: Sequence[tuple[s
     words = sorted(pattern.parent.glob("*-*.txt"))
     if not words:
         raise InputError(f"{pattern}: no dictionary; expected one per direction, such as lexicon/en-de.txt")
-    fields: list[tuple[str, Any]] = [("similarity", {}), ("lexicon", {}), ("lexicon.format", detect_format(words[0]))]
-    fields.append(("lexicon.path", str(pattern)))
+    fields: list[tuple[str, Any]] = [("similarity", {}), ("lexicon.induce", None), ("lexicon.lines", None)]
+    fields += [("lexicon.format", detect_format(words[0])), ("lexicon.path", str(pattern))]
     if not file.is_file():
         revisions: dict[str, set[str]] = {}
         for axes in found:

@@ -393,7 +393,7 @@ def _same_scores(folder: RunDir, grid: Grid, cells: Cells) -> bool:
     except RaypipeError:  # of another version
         return False
     for data in kept:
-        data["resources"]["workers"] = data["resources"]["memory"] = data["states"]["also"] = None
+        data["resources"]["workers"] = data["resources"]["memory"] = data["states"]["also"] = data["warnings"] = None
     return kept[0] == kept[1] and all(_serves(folder, cell) for cell in cells["scores"])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,21 @@ from raypipe.science.calign import calign
 LINES = [tiny_models.TEXTS[index] for index in (0, 1, 6, 7)]
 
 
-@pytest.fixture(scope="module")
-def extraction() -> Any:
-    """The benchmark as a module."""
-    path = Path(__file__).parents[1] / "benchmarks" / "extraction.py"
-    spec = importlib.util.spec_from_file_location("extraction", path)
+def benchmark(name: str) -> Any:
+    """A benchmark as a module."""
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["extraction"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def extraction() -> Any:
+    return benchmark("extraction")
 
 
 @pytest.mark.parametrize(
@@ -96,15 +99,17 @@ def test_what_is_measured_of_memory(extraction: Any) -> None:
 
 @pytest.mark.parametrize("theta", [0.1, 0.3, 0.5])
 def test_the_published_loop_aligns_the_same_concepts(theta: float) -> None:
+    scores = benchmark("scores")  # `alignment_loop.py` at the level of a module, and in a function
     random = np.random.default_rng(0)
     source, target = (([f"{p}{w}" for w in random.integers(60, size=400)], random.integers(30, size=400)) for p in "st")
     dictionary = {f"s{w}": [f"t{t}" for t in random.integers(60, size=10)] for w in range(50)}
-    loop = str(Path(__file__).parents[1] / "benchmarks" / "alignment_loop.py")
     given: dict[str, Any] = {"theta": theta, "types": 4, "ratio": 0.4}
     given["dictionary"] = {word: [(translation, 1.0) for translation in found] for word, found in dictionary.items()}
     for name, (words, concepts) in (("source", source), ("target", target)):
         given[name] = {int(c): {w for w, of in zip(words, concepts, strict=True) if of == c} for c in set(concepts)}
-    aligned = {(s, t) for s, targets in runpy.run_path(loop, given)["aligned"].items() for t in targets}
+    ways = [way(given) for way in (scores.as_module, scores.as_function)]
+    assert ways[0] == ways[1]
+    aligned = {(s, t) for s, targets in ways[0].items() for t in targets}
     score = calign(source, target, dictionary, theta=str(theta), min_types=4, size_ratio="0.4", official=True)
     assert set(score.pairs) == aligned
     assert aligned

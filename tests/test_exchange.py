@@ -177,7 +177,16 @@ def test_points_of_pairs_and_their_links(world: tiny_world.World, tmp_path: Path
     counts = [len(line.split()) for line in (world.path / "text" / "en.txt").read_text().splitlines()]
     links.write_text("".join(" ".join(f"{i}-{i}" for i in range(n)) + "\n" for n in counts))
     words = {"filter": "pairwise", "alignment": str(tmp_path / "{source}-{target}.align")}
-    grid = world.grid(words=words, languages=["de", "en"], layers=[1], concepts={"k": 6})
+    entries = [  # in an order that probabilities would change, and each first with two words
+        f"{tiny_world.word('en', c)} -> {target}: Probability = {p}, Count = {n}\n"
+        for c in range(tiny_world.CONCEPTS)
+        for target, p, n in ((f"{c} {c}", 0.1, 1), (tiny_world.word("de", c), 0.4, 4), (f"{c}", 0.5, 5))
+    ]
+    (tmp_path / "en-de.arrow").write_text("".join(entries))
+    lexicon = {"format": "arrow", "path": str(tmp_path / "{source}-{target}.arrow"), "nbest_order": "file"}
+    lexicon["multiword"] = "keep"
+    grid = world.grid(words=words, languages=["de", "en"], layers=[1], concepts={"k": 6}, lexicon=lexicon)
+    grid["calign"] = {"translations": [1, 2, 3], "theta": 0.3, "min_types": 2, "null_draws": 2}
     grid["models"][0]["revisions"] = ["step-2"]
     raypipe.run(Grid(**grid), tmp_path / "run", "inprocess")
     done = command("export", tmp_path / "run", "--out", tmp_path / "out")
@@ -187,7 +196,13 @@ def test_points_of_pairs_and_their_links(world: tiny_world.World, tmp_path: Path
     done = command("import", tmp_path / "out/mapping/en-de.json", *texts, "--out", tmp_path / "back")
     assert done.out == f"{tmp_path}/back: {sum(counts)} links\n"
     assert (tmp_path / "back").read_bytes() == links.read_bytes()
+    reached = {
+        n: sum(row["calign"] for row in select(raypipe.open_run(tmp_path / "run").calign(), translations=n).to_pylist())
+        for n in (1, 2, 3)
+    }
+    assert reached[1] < reached[2] == reached[3]  # the entry of two words takes the first place
     links.unlink()
+    (tmp_path / "en-de.arrow").unlink()
     done = command("export", tmp_path / "run", "--out", tmp_path / "other")
     assert done.error.startswith(f"{tmp_path}/{{source}}-{{target}}.align: no file for the pair de-en, neither way")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again", "back", "out", "run"]  # no half of an export
@@ -206,7 +221,7 @@ def foreign(folder: Path, languages: str = "ed") -> Path:
 
 
 def test_foreign_clusters_need_little_and_get_scores(tmp_path: Path, command: Command) -> None:
-    flags = ["--set", "calign.theta=[0.8, 0.9]", "--set", "calign.null_draws=2"]
+    flags = ["--set", "calign.theta=[0.8, 0.9]", "--set", "calign.null_draws=2", "--set", "warnings.FEW_POINTS=0"]
     done = command("import", foreign(tmp_path / "in"), "--out", tmp_path / "run", *flags)
     assert done.out == f"{tmp_path}/run: 4 rows of CALIGN, 1 of COLAP\n"
     found = raypipe.open_run(tmp_path / "run")
@@ -216,6 +231,8 @@ def test_foreign_clusters_need_little_and_get_scores(tmp_path: Path, command: Co
         {"source": "e", "target": "d", "theta": 0.8, "calign": 1.0},
         {"source": "e", "target": "d", "theta": 0.9, "calign": 0.0},
     ]
+    codes = found.warnings().column("code").to_pylist()
+    assert ("GIANT_CONCEPT" in codes, "FEW_POINTS" in codes) == (True, False)  # of five points
     assert row_of(found.colap())["reason"] == "input_failed: d+e"  # no joint file
     mark = json.loads(next((tmp_path / "run/_done/concepts").rglob("seed=0.json")).read_text())
     assert {name: mark["receipt"][name] for name in ("points", "blank_lines", "merged")} == {

@@ -105,6 +105,8 @@ MISTAKES = [
         {"lexicon": {"induce": "eflomal", "nbest_order": "file"}},
         "lexicon: nbest_order and multiword are about files; leave them out with induce: eflomal",
     ),
+    ({"warnings": {"LOW": 0.4}}, "warnings: LOW is no warning with a limit; expected some of LOW_COVERAGE, "),
+    ({"warnings": {"LOW_COVERAGE": -1}}, "warnings.LOW_COVERAGE: Input should be greater than or equal to 0"),
     ({"lexicon": {"path": "/a/{source}-{target}"}}, "lexicon: path needs format: muse or arrow"),
     ({"lexicon": {"path": "/a/b", "format": "muse"}}, "lexicon: path must hold {source} and {target}"),
     ({"corpus": {"path": "/a/b.txt"}}, "corpus.path /a/b.txt: {lang} is missing"),

@@ -48,7 +48,7 @@ class Desk:
     """Where a test writes its texts and alignments and makes grids of them."""
 
     def __init__(self, place: Path, models: Path) -> None:
-        self.place, self._models = place, models
+        self.place, self.models = place, models
 
     def write(self, name: str, lines: list[str]) -> None:
         file = self.place / name
@@ -71,7 +71,7 @@ class Desk:
         if links:
             words = {"filter": "pairwise", "alignment": str(self.place / "align" / "{source}-{target}.pharaoh")} | words
         fields: dict[str, Any] = {
-            "models": [{"name": kind, "path": str(self._models / kind)} for kind in kinds or ("bert",)],
+            "models": [{"name": kind, "path": str(self.models / kind)} for kind in kinds or ("bert",)],
             "layers": [1, 3],
             "languages": list(texts),
             "corpus": {"path": str(self.place / "{lang}.txt")},
@@ -352,6 +352,50 @@ def test_links_and_sources_together(desk: Desk, models: Path) -> None:
     again = ran(grid, desk.place / "again")
     kinds = ("corpus", "activations", "concepts", "scores")
     assert tables(run.path, *kinds) == tables(again.path, *kinds)
+
+
+@pytest.mark.parametrize("aim", [1, 1000])
+def test_models_are_compared_on_the_occurrences_that_all_of_them_have(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, aim: int
+) -> None:
+    """A decoder that predicts has no state of a line's first word; with a source it has none of line 2 either."""
+    monkeypatch.setattr("raypipe.stages.extract.shard_aim", lambda *_: aim)
+    words = {kind: {"common_occurrences": kind == "common"} for kind in ("common", "own")}
+    models = [
+        {"name": "bert", "path": str(desk.models / "bert")},
+        {"name": "gpt2", "path": str(desk.models / "gpt2"), "decoder": "predict"},
+        {"name": "t5", "path": str(desk.models / "t5"), "source": "pair", "components": ["decoder"]},
+    ]
+    runs = {
+        kind: ran(desk.grid(LINES, {}, models=models, layers=[1], words=of_kind, concepts={"k": 1}), desk.place / kind)
+        for kind, of_kind in words.items()
+    }
+    scopes = {"bert": ("en", "encoder"), "gpt2": ("en", "decoder"), "t5": ("en~en-de", "decoder")}
+    found = {
+        (kind, model): {
+            (row["sentence"], row["token"])
+            for row in run.concepts(model=model, component=part, scope=scope).to_pylist()
+        }
+        for kind, run in runs.items()
+        for model, (scope, part) in scopes.items()
+    }
+    every = {(line, token) for line, text in enumerate(LINES["en"]) for token in range(len(text.split()))}
+    assert found["own", "bert"] == every
+    assert found["own", "gpt2"] == {(line, token) for line, token in every if token}
+    assert found["own", "t5"] == {(line, token) for line, token in every if line != 2}
+    common = {(line, token) for line, token in every if token and line != 2}
+    assert {model: found["common", model] for model in scopes} == dict.fromkeys(scopes, common)
+    # One concept: its centroid is the mean of the states that are left.
+    rows, states = runs["common"].states("bert", "main", "en", 1, "encoder")
+    there = [place in common for place in zip(*(rows[name].to_pylist() for name in ("sentence", "token")), strict=True)]
+    folder = runs["common"].path / "concepts/model=bert/revision=main/component=encoder/variant=v-default/layer=01"
+    [centroid] = pq.read_table(folder / "scope=en/k=0001/seed=0/centroids.parquet", partitioning=None)[
+        "centroid"
+    ].to_pylist()
+    np.testing.assert_allclose(centroid, states[there].mean(axis=0), rtol=1e-4, atol=1e-6)
+    assert {row["points"][1] for row in runs["common"].colap().to_pylist()} == {len(common)}
+    with pytest.raises(FingerprintMismatch, match=r"words\.common_occurrences = True, now None"):
+        ran(Grid(**runs["common"].grid.to_dict() | {"words": words["own"]}), runs["common"].path)
 
 
 def test_another_source_text_is_noticed(desk: Desk) -> None:

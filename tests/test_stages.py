@@ -18,6 +18,7 @@ from raypipe.cluster.inprocess import InProcess
 from raypipe.cluster.protocol import Resources
 from raypipe.errors import CellsFailed, InputError, RunError
 from raypipe.grid import Grid
+from raypipe.gridscores import LIMITS
 from raypipe.pipeline import all_cells
 from raypipe.progress import Silent
 from raypipe.rundir import Cell, RunDir
@@ -305,7 +306,7 @@ def warned(**changed: dict[str, Any]) -> list[dict[str, Any]]:
     done = {stage: [(CELLS[stage], QUIET_RECEIPTS[stage] | changed.get(stage, {}))] for stage in CELLS}
     done["corpus"].append((Cell("corpus", (("lang", "en"),)), QUIET_RECEIPTS["corpus"]))
     done["concepts"].append((clustering("de+en"), QUIET_RECEIPTS["concepts"]))
-    return signatures(tables, done)
+    return signatures(tables, done, LIMITS | changed.get("limits", {}))
 
 
 # code, what fires it, what stands just at the limit, and the place, value and limit that the warning gives
@@ -320,7 +321,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = 
         "LOW_COVERAGE",
         {"calign": {"reachable": 4}},
         {"calign": {"reachable": 5}},
-        ("bert encoder main layer 3 en-de theta 0.8", "4 of 10 eligible concepts reachable", "half"),
+        ("bert encoder main layer 3 en-de theta 0.8", "4 of 10 eligible concepts reachable", "0.5"),
     ),
     (
         "UNKNOWN_PIECES",
@@ -362,7 +363,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = 
         "DIRECTION_GAP",
         {"back": {"calign": 0.25}},
         {"back": {"calign": 0.3}},
-        ("bert encoder main layer 3 en-de theta 0.8", "0.25", "0.2"),
+        ("bert encoder main layer 3 en-de theta 0.8", "0.25 at coverage 0.90 and 0.90", "0.2"),
     ),
     (
         "NULL_LIKE",
@@ -404,7 +405,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, str, str]]] = 
         "SHARED_STRINGS",
         {"colap": {"overlapping_excl_shared": 3}},
         {"colap": {"overlapping": 0, "overlapping_excl_shared": 0}},
-        ("bert encoder main layer 3 de+en", "3 of 8 left", "half"),
+        ("bert encoder main layer 3 de+en", "3 of 8 left", "0.5"),
     ),
     (
         "CIRCULAR_DICTIONARY",
@@ -438,6 +439,15 @@ def test_a_warning_fires_beyond_its_limit_only(
     assert finding["where"].startswith(where)
     assert {found["code"] for found in warned(**fires)} == {code}
     assert warned(**at_the_limit) == []
+
+
+def test_a_limit_may_be_another() -> None:
+    least = dict.fromkeys(("LOW_COVERAGE", "FEW_POINTS", "LANGUAGE_IMBALANCE", "SHARED_STRINGS", "NULL_LIKE"), 0)
+    loose = dict.fromkeys(LIMITS, 1e9) | least
+    for code, fires, *_ in CASES:
+        assert code == "CIRCULAR_DICTIONARY" or warned(**fires, limits=loose) == []
+    (finding,) = warned(calign={"coverage": 0.6}, limits={"LOW_COVERAGE": 0.625})
+    assert (finding["code"], finding["limit"]) == ("LOW_COVERAGE", "0.625")
 
 
 def test_the_worst_case_stands_for_the_others() -> None:

@@ -29,6 +29,7 @@ from raypipe.schema import arrow_schema
 from raypipe.science import clusterings, kmeans
 from raypipe.science.anisotropy import Anisotropy, anisotropy
 from raypipe.science.scaling import Moments, moments
+from raypipe.stages import shared_points
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side, clustering, joint, scope_name
 from raypipe.stages.spread import EXACT, PASSES, Clustering, Costs, memory_needed, places
@@ -57,6 +58,7 @@ def cells(plan: Plan, extracted: dict[tuple[str, ...], Cell]) -> list[Cell]:
         plan.fields(*FIELDS)
         | {f"{name} version": version(name) for name in ("numpy", "numba")}
         | {"concepts version": VERSION}
+        | ({"words.common_occurrences": True} if plan.grid.words.common_occurrences else {})
     )
     made = []
     for checkpoint, component in plan.cells_of_models():
@@ -64,10 +66,18 @@ def cells(plan: Plan, extracted: dict[tuple[str, ...], Cell]) -> list[Cell]:
         for layer in plan.layers[checkpoint.model, component]:
             for scope in scopes(plan, checkpoint.model, component):
                 inputs = {f"states of {side.name}": extracted[(*state, side.name)].fingerprint for side in scope}
+                if plan.grid.words.common_occurrences:
+                    beside = _readers(extracted, [side.name for side in scope])
+                    inputs |= {f"states {cell.path}": cell.fingerprint for cell in beside}
                 for algorithm, k, seed in product(settings.algorithm, settings.k, settings.seeds):
                     key = (*_key(state, variant, layer, scope), *clustering(algorithm, k, seed))
                     made.append(Cell(NAME, key, fields | _beside(algorithm), inputs))
     return made
+
+
+def _readers(extracted: dict[tuple[str, ...], Cell], sides: Sequence[str]) -> list[Cell]:
+    """The cells of states of every model that have the points of some sides."""
+    return [cell for side in sides for cell in shared_points.readers(extracted.values(), side)]
 
 
 def _beside(algorithm: str) -> dict[str, str]:
@@ -84,15 +94,16 @@ def _key(state: tuple[str, ...], variant: str, layer: int, scope: tuple[Side, ..
 def run(context: Context, left: list[Cell], extracted: dict[tuple[str, ...], Cell]) -> None:
     """Clusters every scope: whole cells side by side, then the spread ones one after the other over all workers."""
     ready, shapes = list[tuple[Cell, Item]](), list[Clustering]()
+    common = context.plan.grid.words.common_occurrences
     for cell in left:
-        sources = [
-            extracted[cell["model"], cell["revision"], cell["component"], side] for side in cell["scope"].split("+")
-        ]
-        lost = [source for source in sources if context.run.mark(source) is None]
+        sides = cell["scope"].split("+")
+        sources = [extracted[cell["model"], cell["revision"], cell["component"], side] for side in sides]
+        beside = _readers(extracted, sides) if common else []
+        lost = [source for source in sources + beside if context.run.mark(source) is None]
         if lost:
             context.fail(cell, f"its input failed: {lost[0].label}", "")
             continue
-        item = _item(context, cell, sources)
+        item = _item(context, cell, sources, beside)
         if not item["points"]:
             context.fail(cell, "none of its words has a state; the files _lost-* beside the states say why", "")
             continue
@@ -132,8 +143,12 @@ def costs(grid: Grid, workers: int) -> Costs:
     return Costs(workers, given.threads, int(given.memory), given.gpus_per_worker, passes)
 
 
-def _item(context: Context, cell: Cell, sources: list[Cell]) -> Item:
+def _item(context: Context, cell: Cell, sources: list[Cell], beside: list[Cell]) -> Item:
     shards = [shard for source in sources for shard in context.shards(source)]
+    lost = shared_points.lost(context, beside) if beside else None
+    if lost:
+        counts = ((name, int(shared_points.kept(context.run.address, name, lost).sum())) for name, _ in shards)
+        shards = [(name, points) for name, points in counts if points]
     settings = context.plan.grid.concepts
     algorithm = dict(cell.key).get("algorithm", "kmeans")
     return {
@@ -142,6 +157,7 @@ def _item(context: Context, cell: Cell, sources: list[Cell]) -> Item:
         "layer": int(cell["layer"]),
         "shards": [name for name, _ in shards],
         "points": sum(n for _, n in shards),
+        "lost": lost,
         "fingerprint": cell.fingerprint,
         "algorithm": algorithm,
         "spherical": algorithm == "spherical",
@@ -185,7 +201,7 @@ def _reader(item: Item, moments: Moments | None = None) -> Callable[[str], NDArr
     """What reads a shard by its name; without the moments that a scaling needs, as it is."""
     unit = item["algorithm"] == "spherical" or item["scaling"] == "unit"
     waits = item["scaling"] in MOVED and moments is None
-    return partial(read_shard, item["run"], item["layer"], unit and not waits, moments)
+    return partial(read_shard, item["run"], item["layer"], unit and not waits, moments, item["lost"])
 
 
 def _moments(item: Item, points: kmeans.Points) -> Moments:
@@ -210,9 +226,16 @@ def _in_group(context: Context, cell: Cell, item: Item) -> None:
     context.watcher.advance()
 
 
-def read_shard(run: str, layer: int, unit: bool, moments: Moments | None, name: str) -> NDArray[np.float32]:
-    """The points of one shard at one layer, float32 [n, d]: moved and stretched by the moments, then of length 1 if `unit`."""
+def read_shard(
+    run: str, layer: int, unit: bool, moments: Moments | None, lost: shared_points.Lost | None, name: str
+) -> NDArray[np.float32]:
+    """The points of one shard at one layer, float32 [n, d]: moved and stretched by the moments, then of length 1 if `unit`.
+
+    With `lost` only those that no model lost.
+    """
     X_nd = read_layer(RunDir(run).path / name, layer)
+    if lost is not None:
+        X_nd = X_nd[shared_points.kept(run, name, lost)]
     if moments is not None:
         X_nd = moments.scaled(X_nd)
     return kmeans.unit_rows(X_nd) if unit else X_nd
@@ -251,7 +274,11 @@ def _fit(points: kmeans.Points, item: Item) -> kmeans.Fit:
 def _write(item: Item, fit: kmeans.Fit, spread: Anisotropy, started: float) -> Receipt:
     run = RunDir(item["run"])
     labels = np.concatenate(fit.labels).astype(np.int32)
-    words = pa.concat_tables([run.read_table(name, arrow_schema("points").names) for name in item["shards"]])
+    parts = [run.read_table(name, arrow_schema("points").names) for name in item["shards"]]
+    if lost := item["lost"]:
+        kept = (shared_points.kept(item["run"], name, lost) for name in item["shards"])
+        parts = [part.filter(pa.array(of_part)) for part, of_part in zip(parts, kept, strict=True)]
+    words = pa.concat_tables(parts)
     width = fit.centroids.shape[1]
     centroids = {
         "concept": pa.array(range(item["k"]), pa.int32()),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raypipe.gridscores import LIMITS
 from raypipe.rundir import Cell
 from raypipe.schema import make_table
 from raypipe.stages.context import Context
@@ -28,7 +29,8 @@ def write(
         for stage in ("corpus", "lexicon", "extract", "concepts")
     }
     done = {stage: [(cell, mark.receipt) for cell, mark in listed if mark] for stage, listed in marks.items()}
-    findings = signatures(tables, done) if "calign" in tables else []
+    limits = LIMITS | context.plan.grid.warnings
+    findings = signatures(tables, done, limits) if "calign" in tables else []
     if "calign" in tables:
         context.run.write_table("scores/warnings.parquet", make_table("warnings", findings))
     counts: dict[str, Any] = {

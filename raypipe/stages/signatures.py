@@ -10,12 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from raypipe.gridscores import LIMITS
 from raypipe.rundir import Cell
 from raypipe.schema import TABLES
 from raypipe.stages.plan import language_of
 from raypipe.stages.relatives import relation
 
 Finding = dict[str, Any]
+Limits = Mapping[str, float]
 Done = Mapping[str, Sequence[tuple[Cell, Mapping[str, Any]]]]
 RANDOM = "random:"
 NULLS = (("null_calign", "null_sd"), ("labels_mean", "labels_sd"))
@@ -44,15 +46,16 @@ ADVICE = {
 }
 
 
-def signatures(tables: Mapping[str, pa.Table], done: Done) -> list[Finding]:
+def signatures(tables: Mapping[str, pa.Table], done: Done, limits: Limits = LIMITS) -> list[Finding]:
     """The findings of a run, one per code: the worst case, and how many cases there are.
 
     Args:
         tables: The flat tables `calign` and `colap`, and `conclusions` where there are any.
         done: Receipts of the finished cells by stage: corpus, lexicon, extract, concepts.
+        limits: Of the warnings that have one.
     """
     calign, colap = ([_named(row) for row in tables[name].to_pylist()] for name in ("calign", "colap"))
-    cases = [*_of_cells(done), *_of_calign(calign), *_of_colap(colap)]
+    cases = [*_of_cells(done, limits), *_of_calign(calign, limits), *_of_colap(colap, limits)]
     for metric, rows in (("calign", calign), ("colap", colap)):
         scored = [row | {"score": row[metric]} for row in rows if row[metric] is not None]
         cases += [*_flat(scored), *_unrelated(scored)]
@@ -71,33 +74,40 @@ def signatures(tables: Mapping[str, pa.Table], done: Done) -> list[Finding]:
 Case = tuple[str, str, str, str, float]  # code, where, value, limit, how bad
 
 
-def _of_cells(done: Done) -> list[Case]:
-    cases: list[Case] = []
+def _percent(share: float) -> str:
+    return f"{share * 100:.3g}%"
+
+
+def _of_cells(done: Done, limits: Limits) -> list[Case]:
+    cases, lines = list[Case](), limits["DUPLICATE_LINES"]
     for cell, receipt in done["corpus"]:
         share = receipt["duplicate_lines"] / max(receipt["lines"], 1)
-        if share > 0.01:
-            cases.append(("DUPLICATE_LINES", cell["lang"], f"{share:.1%} of lines", "1%", share))
-    cases += _imbalanced(done)
+        if share > lines:
+            cases.append(("DUPLICATE_LINES", cell["lang"], f"{share:.1%} of lines", _percent(lines), share))
+    cases += _imbalanced(done, limits["LANGUAGE_IMBALANCE"])
     for cell, receipt in done["extract"]:
         chosen, where = receipt["points"] + receipt["lost"], f"{cell['model']} {cell['component']} {cell['lang']}"
-        for code, name, limit in (("LOST_WORDS", "lost", 0.01), ("UNKNOWN_PIECES", "unknown", 0.05)):
+        for code, name in (("LOST_WORDS", "lost"), ("UNKNOWN_PIECES", "unknown")):
             share = receipt[name] / max(chosen, 1)
-            if share > limit:
-                cases.append((code, where, f"{share:.1%} of words", f"{limit:.0%}", share))
+            if share > limits[code]:
+                cases.append((code, where, f"{share:.1%} of words", _percent(limits[code]), share))
     for cell, receipt in done["concepts"]:
         where = f"{_state(cell)} layer {cell['layer']} {cell['scope']}"
         k, points = int(cell["k"]), receipt["points"]
-        if points < 20 * k:
-            cases.append(("FEW_POINTS", where, f"{points / k:.1f} points per concept", "20", k / points))
+        if points < limits["FEW_POINTS"] * k:
+            value, limit = f"{points / k:.1f} points per concept", f"{limits['FEW_POINTS']:g}"
+            cases.append(("FEW_POINTS", where, value, limit, k / points))
         cosine, top3 = receipt.get("cosine", 0.0), receipt.get("top3", 0.0)
-        if cosine > 0.9 or top3 > 0.5:
+        alike, few = limits["ANISOTROPY"], limits["ANISOTROPY_VARIANCE"]
+        if cosine > alike or top3 > few:
             value = f"mean cosine {cosine:.2f}, {top3:.0%} of the variance in three dimensions"
-            cases.append(("ANISOTROPY", where, value, "0.9, 50%", max(cosine / 0.9, top3 / 0.5)))
+            worst = max(cosine - alike, top3 - few)
+            cases.append(("ANISOTROPY", where, value, f"{alike:g}, {_percent(few)}", worst))
         if cell["layer"] == "00" and cell["component"] == "decoder" and "predict" in dict(cell.key).get("variant", ""):
             cases.append(("DECODER_LAYER0", where, "predict", "read", 0.0))
-        share, limit = receipt["largest"] / points, min(0.2, 50 / k)
-        if share > limit:
-            cases.append(("GIANT_CONCEPT", where, f"{share:.0%} of points", f"{limit:.0%}", share))
+        share, most = receipt["largest"] / points, min(limits["GIANT_CONCEPT"], limits["GIANT_CONCEPT_MEAN"] / k)
+        if share > most:
+            cases.append(("GIANT_CONCEPT", where, f"{share:.0%} of points", _percent(most), share))
     cases += _same_vectors(done)
     cases += [
         ("CIRCULAR_DICTIONARY", f"{cell['source']}-{cell['target']}", "induced", "external", 0.0)
@@ -112,7 +122,7 @@ def _state(named: Cell | Mapping[str, Any]) -> str:
     return f"{named['model']} {named['component']} {named['revision']}"
 
 
-def _imbalanced(done: Done) -> list[Case]:
+def _imbalanced(done: Done, limit: float) -> list[Case]:
     """Joint scopes in which a language has few points; those of a side are its language's where all pairs have the same."""
     points = {cell["scope"]: receipt["points"] for cell, receipt in done["concepts"]}  # an imported run has no corpus
     points |= {cell["lang"]: receipt["points"] for cell, receipt in done["corpus"]}
@@ -121,35 +131,39 @@ def _imbalanced(done: Done) -> list[Case]:
         sizes = {side: points.get(side, points.get(language_of(side), 0)) for side in scope.split("+")}
         least = min(sizes, key=lambda language: sizes[language])
         share = sizes[least] * len(sizes) / max(sum(sizes.values()), 1)
-        if share < 0.8:
-            cases.append(("LANGUAGE_IMBALANCE", scope, f"{least} holds {share:.2f} of an equal share", "0.8", -share))
+        if share < limit:
+            value = f"{least} holds {share:.2f} of an equal share"
+            cases.append(("LANGUAGE_IMBALANCE", scope, value, f"{limit:g}", -share))
     return cases
 
 
-def _of_calign(rows: list[dict[str, Any]]) -> list[Case]:
+def _of_calign(rows: list[dict[str, Any]], limits: Limits) -> list[Case]:
     cases: list[Case] = []
+    low, more, most, apart = (
+        limits[code] for code in ("LOW_COVERAGE", "CASE_MISMATCH", "TINY_CONCEPTS", "DIRECTION_GAP")
+    )
     scored = [row for row in rows if row["calign"] is not None]
     other = {(row["source"], row["target"], _without(row, "source", "target")): row for row in scored}
     for row in scored:
         pair = f"{row['source']}-{row['target']}"
         where = f"{_state(row)} layer {row['layer']} {pair} theta {row['theta']:g}"
-        if row["coverage"] < 0.5:
-            cases.append(("LOW_COVERAGE", pair, f"{row['coverage']:.2f} of types", "0.5", -row["coverage"]))
-        elif row["reachable"] < row["eligible"] / 2:
+        if row["coverage"] < low:
+            cases.append(("LOW_COVERAGE", pair, f"{row['coverage']:.2f} of types", f"{low:g}", -row["coverage"]))
+        elif row["reachable"] < row["eligible"] * low:
             value = f"{row['reachable']} of {row['eligible']} eligible concepts reachable"
-            cases.append(("LOW_COVERAGE", where, value, "half", -row["reachable"] / row["eligible"]))
+            cases.append(("LOW_COVERAGE", where, value, f"{low:g}", -row["reachable"] / row["eligible"]))
         gain = (row["coverage_folded"] or 0) - row["coverage"]
-        if gain > 0.05 + 1e-9:
+        if gain > more + 1e-9:
             value = f"coverage {row['coverage']:.2f} would be {row['coverage_folded']:.2f}"
-            cases.append(("CASE_MISMATCH", pair, value, "0.05", gain))
+            cases.append(("CASE_MISMATCH", pair, value, f"{more:g}", gain))
         tiny = (row["concepts"] - row["eligible"]) / row["concepts"]
-        if tiny > 0.3:
-            cases.append(("TINY_CONCEPTS", where, f"{tiny:.0%} below {row['min_types']} types", "30%", tiny))
+        if tiny > most:
+            cases.append(("TINY_CONCEPTS", where, f"{tiny:.0%} below {row['min_types']} types", _percent(most), tiny))
         back = other.get((row["target"], row["source"], _without(row, "source", "target")))
-        if back and abs(row["calign"] - back["calign"]) > 0.2 + 1e-9:
-            gap = abs(row["calign"] - back["calign"])
-            cases.append(("DIRECTION_GAP", where, f"{gap:.2f}", "0.2", gap))
-    return cases + _null_like(scored)
+        if back and (gap := abs(row["calign"] - back["calign"])) > apart + 1e-9:
+            value = f"{gap:.2f} at coverage {row['coverage']:.2f} and {back['coverage']:.2f}"
+            cases.append(("DIRECTION_GAP", where, value, f"{apart:g}", gap))
+    return cases + _null_like(scored, limits["NULL_LIKE"])
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +180,7 @@ def _without(row: Mapping[str, Any], *columns: str) -> tuple[Any, ...]:
     return tuple(row[name] for name in SETTINGS if name in row and name not in columns)
 
 
-def _null_like(scored: list[dict[str, Any]]) -> list[Case]:
+def _null_like(scored: list[dict[str, Any]], limit: float) -> list[Case]:
     """Components of checkpoints with scores that do not rise above a null; freshly initialised weights are not expected to."""
     random, low = defaultdict[Any, list[float]](list), defaultdict[str, list[bool]](list)
     for row in scored:
@@ -177,9 +191,9 @@ def _null_like(scored: list[dict[str, Any]]) -> list[Case]:
         if drawn := random.get(_without(row, "revision")):
             nulls.append((fmean(drawn), stdev(drawn) if len(drawn) > 1 else 0.0))
         if nulls and not row["revision"].startswith(RANDOM):
-            low[_state(row)].append(any(row["calign"] <= mean + 2 * sd for mean, sd in nulls))
+            low[_state(row)].append(any(row["calign"] <= mean + limit * sd for mean, sd in nulls))
     return [
-        ("NULL_LIKE", state, f"{sum(found)} of {len(found)} scores", "null + 2 sd", sum(found) / len(found))
+        ("NULL_LIKE", state, f"{sum(found)} of {len(found)} scores", f"null + {limit:g} sd", sum(found) / len(found))
         for state, found in low.items()
         if any(found)
     ]
@@ -254,15 +268,16 @@ def _noisy(statements: list[dict[str, Any]]) -> list[Case]:
     ]
 
 
-def _of_colap(rows: list[dict[str, Any]]) -> list[Case]:
+def _of_colap(rows: list[dict[str, Any]], limits: Limits) -> list[Case]:
+    least = limits["SHARED_STRINGS"]
     return [
         (
             "SHARED_STRINGS",
             f"{_state(row)} layer {row['layer']} {row['scope']}",
             f"{row['overlapping_excl_shared']} of {row['overlapping']} left",
-            "half",
+            f"{least:g}",
             row["overlapping"] - row["overlapping_excl_shared"],
         )
         for row in rows
-        if row["colap"] is not None and row["overlapping_excl_shared"] < row["overlapping"] / 2
+        if row["colap"] is not None and row["overlapping_excl_shared"] < row["overlapping"] * least
     ]
