@@ -69,13 +69,17 @@ class Model(Part):
     revisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
         ("main",),
         description="Checkpoint sub-directories (names, a glob, all), a Hub revision, random:SEED, or sampled:POLICY (all, olmo, apertus, "
-        "eurollm or log_tokens:K of the names that say a step; others are left out).",
+        "eurollm or log_tokens:K of the names that say a step; others are left out, which patching tells).",
     )
     components: Annotated[tuple[Literal["encoder", "decoder"], ...], BeforeValidator(listed)] | None = Field(
         None, description="Parts of the model to read, encoder or decoder; null reads all that it has."
     )
     trained_on: tuple[Short, ...] | None = Field(
         None, description="Languages of the grid it was trained on, for patching's setting seen; null takes all."
+    )
+    tokens_per_step: Positive | None = Field(
+        None,
+        description="Training tokens of one step, for patching's `tokens_seen` where the checkpoints' names say steps alone.",
     )
 
     decoder: Decoder | None = Field(

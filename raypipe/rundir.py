@@ -335,10 +335,9 @@ class RunDir:
             was, now = mark.fields.get(name), json.loads(json.dumps(cell.fields.get(name)))
             if was != now:
                 return f"{self.path}: {cell.label} was made with {name} = {was}, now {now}; use --rerun {cell.stage} or another --run"
-        changed = sorted(n for n in {*cell.inputs, *mark.inputs} if cell.inputs.get(n) != mark.inputs.get(n))
-        return (
-            f"{self.path}: {cell.label} was made from another {changed[0]}; use --rerun {cell.stage} or another --run"
-        )
+        names = sorted({*cell.inputs, *mark.inputs})
+        changed = next((n for n in names if cell.inputs.get(n) != mark.inputs.get(n)), "version of raypipe")
+        return f"{self.path}: {cell.label} was made from another {changed}; use --rerun {cell.stage} or another --run"
 
     def forget(self, stage: str) -> None:
         """Drops the marks and failures of a stage: its cells are computed again."""

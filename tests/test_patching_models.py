@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import weakref
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -232,6 +234,36 @@ def test_token_forwards_are_those_of_the_formulas() -> None:
     # source N Q (L-1)/L = 67.5, rounded up
     # clean N P + N (G-1) = 138; slots M N = 12; patched M N [S (L-1)/2 + (L-1)(G-1)] = 12 (7.5 + 9) = 198
     assert patcher.token_forwards == {"source": 68, "clean": 138, "slots": 12, "patched": 198}
+
+
+def test_no_vocabulary_of_probabilities_outlives_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, rng = 5000, np.random.default_rng(0)
+    patcher = Patcher(tiny("llama", vocab_size=size), tokenizer(), path="fast", batch=4)
+    seen: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def watch(kept: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
+            seen.append(weakref.ref(made := kept(*args, **more)))
+            alive.append(sum(tensor.numel() for of in seen if (tensor := of()) is not None))
+            return made
+
+        return call
+
+    monkeypatch.setattr(Causal, "__call__", watch(Causal.__call__))
+    monkeypatch.setattr(torch.Tensor, "log_softmax", watch(torch.Tensor.log_softmax))
+    peaks = []
+    for count in (8, 32):
+        prompts = [Prompt(ids, 8) for ids in rng.integers(3, VOCABULARY, size=(count, 12))]
+        alive.clear()
+        tracemalloc.start()
+        patcher.patched(prompts, [None, None], [np.arange(10)] * count, 2)
+        peaks.append((max(alive), tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    (few, arrays), (many, more_arrays) = peaks
+    assert many == few
+    assert few <= 3 * 2 * 4 * size  # of two settings of a batch
+    assert more_arrays - arrays < (32 - 8) * size * 4 / 2  # bytes: half of one float32 vocabulary for each more prompt
 
 
 # --- a model set by hand ---------------------------------------------------------------------------------------------

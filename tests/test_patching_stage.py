@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_models
 from conftest import Done
+from test_pipeline import Notes
 
 import raypipe
 from raypipe.errors import CellsFailed, GridError, InputError
 from raypipe.gridpatching import source_pairs
+from raypipe.rundir import RunDir
 from raypipe.stages.patching_rows import Target
 
 LANGUAGES = ("en", "de", "fr", "es", "it")
@@ -111,6 +114,8 @@ def test_the_prompts_in_the_run_are_those_of_the_definition(finished: raypipe.Ru
     read = {(row["lang_in"], row["lang_out"]) for row in prompts if row["role"] == "source"}
     wanted = {("de", "fr"), ("fr", "en"), ("en", "en"), ("fr", "fr")}
     assert read == wanted | {p for t in (("de", "fr"), ("fr", "en")) for p in source_pairs("seen", t, LANGUAGES, 42)}
+    receipt = RunDir(finished.path).mark_at("prompts", "model=tiny").receipt
+    assert receipt["begins_with"] == []  # its tokenizer puts nothing first
 
 
 def test_pairs_are_admissible_for_each_tokenizer(patching_world: World, tmp_path: Path, finished: raypipe.Run) -> None:
@@ -119,10 +124,15 @@ def test_pairs_are_admissible_for_each_tokenizer(patching_world: World, tmp_path
     from raypipe.models.locate import Checkpoint
     from raypipe.models.prompts import token_sets
 
-    save_decoder(tmp_path / "llama", "llama")
-    models = [{"name": "tiny", "path": str(tmp_path / "llama")}]
-    other = raypipe.run(patching_world.grid(grid={"models": models}), tmp_path / "run", "inprocess", only="prompts")
-    for run, folder in ((finished, patching_world.path / "model/step-10"), (other, tmp_path / "llama")):
+    for name in ("step-7", "best"):
+        save_decoder(tmp_path / "llama" / name, "llama")
+    models = [{"name": "tiny", "path": str(tmp_path / "llama"), "revisions": "sampled:all"}]
+    notes = Notes()
+    grid = patching_world.grid(grid={"models": models})
+    other = raypipe.run(grid, tmp_path / "run", "inprocess", only="prompts", watcher=notes)
+    assert "tiny: no step in the names of best; they are left out" in notes.texts
+    assert RunDir(other.path).mark_at("prompts", "model=tiny").receipt["begins_with"] == ["<s>"]
+    for run, folder in ((finished, patching_world.path / "model/step-10"), (other, tmp_path / "llama/step-7")):
         tokenizer = load_tokenizer(Checkpoint("m", "main", str(folder), False, None))
         forms = [{x: (word(x, c), f"{word(x, c)}s") for x in LANGUAGES} for c in range(CONCEPTS)]
         sets = {
@@ -216,6 +226,59 @@ def test_the_scores_are_those_of_one_prompt_after_the_other(finished: raypipe.Ru
     assert scores.loc["tgt_tgt", 0, 0].n_sources == 1
 
 
+def test_neither_the_order_of_the_sources_nor_their_cache_matters(finished: raypipe.Run, patching_world: World) -> None:
+    """T6: the mean states of all targets' sources, against each prompt read anew and alone, in another order."""
+    from raypipe.models.locate import Checkpoint
+    from raypipe.stages.patching import _Checkpoint
+
+    checkpoint = Checkpoint("tiny", "step-10", str(patching_world.path / "model/step-10"), False, None)
+    held = _Checkpoint({"run": str(finished.path), "grid": finished.grid.to_dict(), "checkpoint": checkpoint.__dict__})
+    targets = [("de", "fr"), ("fr", "en")]
+    held._read_sources(targets)
+    before = held._patcher.token_forwards["source"]
+    held._read_sources(targets[::-1])
+    assert held._patcher.token_forwards["source"] == before  # once for all targets
+    asked = held._prompts_of("target", ("de", "fr"))
+    wanted = [np.arange(40)] * PAIRS
+    draw = np.random.default_rng(0)
+    assert max(len(sources) for sources, _ in held._means) == 6
+    for (sources, _), mean in held._means.items():
+        order = [sources[i] for i in draw.permutation(len(sources))]
+        alone = [[held._patcher.read([one])[0] for one in held._prompts_of("source", pair)] for pair in order]
+        again = np.mean(np.array(alone), axis=0)
+        assert np.abs(again - mean).max() <= 1e-6 * np.abs(mean).max()
+        scores = [held._patcher.patched(asked, [states], wanted)[0] for states in (mean, again)]
+        for cached, anew in zip(*scores, strict=True):
+            assert np.abs(np.array(cached.logprobs) - np.array(anew.logprobs)).max() <= 1e-4
+
+
+def test_the_costs_are_those_of_the_formulas(finished: raypipe.Run) -> None:
+    """Section 3.6, for prompts of many lengths: between what they hold and what they hold with padding."""
+    prompts, costs = design(finished, "prompts"), finished.patching("costs").to_pandas()
+    costs = costs[costs.revision == "step-10"].set_index(["target_out", "part"]).token_forwards.sort_index()
+    blocks, more = 4, 3 - 1  # pieces of an answer that are run
+    for (into, out), settings in ((("de", "fr"), 5), (("fr", "en"), 4)):  # into English there is no `self`
+        mine = [
+            p for p in prompts if (p["lang_in"], p["lang_out"]) == (into, out) and p["role"] in ("source", "target")
+        ]
+        whole, longest = sum(p["n_tokens"] for p in mine), max(p["n_tokens"] for p in mine)
+        behind = [p["n_tokens"] - 1 - p["write_pos"] for p in mine if p["role"] == "target"]
+        assert whole <= costs[out, "clean"] <= 2 * PAIRS * (longest + more)
+        assert costs[out, "slots"] == settings * PAIRS
+        runs = (blocks - 1) / 2 * sum(behind)  # on average half of the blocks behind the start layer
+        assert settings * runs <= costs[out, "patched"] <= settings * (runs + PAIRS * (blocks - 1) * more) + 1
+        # The null runs beside the settings, and is counted apart.
+        assert costs[out, "null"] == pytest.approx((costs[out, "slots"] + costs[out, "patched"]) / settings, abs=2)
+    read = [
+        p
+        for p in prompts
+        if p["role"] == "source" and (p["lang_in"], p["lang_out"]) not in (("de", "fr"), ("fr", "en"))
+    ]
+    cut = sum(p["write_pos"] + 1 for p in read), len(read) * max(p["write_pos"] + 1 for p in read)
+    share = (blocks - 1) / blocks  # nothing reads the last block
+    assert cut[0] * share <= costs["fr", "source"] + costs["en", "source"] <= cut[1] * share + 1
+
+
 def test_the_identity_patch_changes_nothing_and_the_last_layer_is_the_clean_run(finished: raypipe.Run) -> None:
     """T1, T2 of the specification."""
     scores, answers = part(finished, "scores"), part(finished, "answers")
@@ -244,8 +307,28 @@ def test_the_summary_agrees_with_the_rows(finished: raypipe.Run) -> None:
     others = curves[(curves.setting == "seen") & (curves.layer == 1) & (curves.measure == "p_source_other")]
     assert others.lang.tolist() == ["en", "de", "es", "it"]
     transitions = part(finished, "transitions")
-    assert set(transitions.groupby("setting")["count"].sum()) == {PAIRS}
-    assert transitions.groupby("setting").share.sum().to_numpy() == pytest.approx(1)
+    matrices = transitions.groupby(["setting", "layer"], dropna=False)
+    assert len(matrices) == 6 * (1 + 4)  # at the split-half layers, and from each start layer
+    assert set(matrices["count"].sum()) == {PAIRS}
+    assert matrices.share.sum().to_numpy() == pytest.approx(1)
+    labels = answers.set_index(["setting", "layer", "pair"]).label.sort_index()
+    moves = Counter(zip(labels["src_unpatched", -1], labels["seen", 1], strict=True))
+    mine = transitions[(transitions.setting == "seen") & (transitions.layer == 1)]
+    assert dict(zip(zip(mine.from_label, mine.to_label, strict=True), mine["count"], strict=True)) == moves
+    # Each half of the pairs is evaluated where the other half's effect is largest.
+    effect = np.array(
+        [
+            [row[2] for row in scores[(scores.setting == setting) & (scores.layer == layer)].p_src]
+            for setting in ("seen", "third")
+            for layer in range(4)
+        ],
+        np.float64,
+    )
+    effect = effect[:4] - effect[4:]
+    split = part(finished, "checkpoints").set_index("setting").loc["seen"]
+    best = [effect[:, 1::2].mean(axis=1).argmax(), effect[:, ::2].mean(axis=1).argmax()]
+    assert list(split.layers_split) == best
+    assert split.effect_split == pytest.approx(np.r_[effect[best[0], ::2], effect[best[1], 1::2]].mean())
 
 
 def test_exclusive_sums_leave_out_what_the_output_language_starts_with(finished: raypipe.Run) -> None:
@@ -264,7 +347,9 @@ def test_further_controls_stand_beside_the_settings(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    models = [{"name": "tiny", "path": str(patching_world.path / "model"), "revisions": "step-10"}]
+    models = [
+        {"name": "tiny", "path": str(patching_world.path / "model"), "revisions": "step-10", "tokens_per_step": 1000}
+    ]
     settings = ["seen", "seen_fixed_k", "src_matched"]
     run = raypipe.run(patching_world.grid(settings=settings, window=1, grid={"models": models}), tmp_path, "inprocess")
     found = {target: part(run, "scores", target) for target in ("de+fr", "fr+en")}
@@ -298,6 +383,7 @@ def test_further_controls_stand_beside_the_settings(
     answers = part(run, "answers")
     assert set(answers[answers.setting == "src_matched"].label) & {"target_kept", "copy_visible"} == set()
     summary = run.patching("checkpoints").to_pandas().set_index(["target_in", "setting"])
+    assert set(summary.tokens_seen) == {10_000}
     row = summary.loc["de", "src_matched"]
     assert (row.p_source, row.null_reason) == (pytest.approx(of(found["de+fr"], "src_matched", -1)[:, 2].mean()), "")
     assert summary.effect_split.isna().groupby("setting").all().to_dict() == {
@@ -351,7 +437,8 @@ def test_sources_that_may_start_like_the_answer_are_left_out(patching_world: Wor
     null = np.mean([scores.loc["third", 1, n].p_src[0] for n in kept.index])
     expected = np.mean([row[0] for row in kept.p_src]) - null
     assert mine[mine.measure == "effect"]["mean"].item() == pytest.approx(expected, abs=1e-9)
-    counts = part(run, "transitions", "fr+en").groupby("setting")["count"].sum()
+    moves = part(run, "transitions", "fr+en")
+    counts = moves[moves.layer.isna()].groupby("setting")["count"].sum()
     assert counts.to_dict() == {"seen": PAIRS, "seen_disjoint": len(kept), "third": PAIRS}
 
 
@@ -519,7 +606,7 @@ def test_a_target_without_source_languages_has_its_clean_runs_and_the_reason(
 
 def test_the_sources_are_paid_by_the_target_that_needed_them_first(finished: raypipe.Run) -> None:
     table = finished.patching("costs").to_pandas()
-    assert set(table.part) == {"source", "clean", "slots", "patched"}
+    assert set(table.part) == {"source", "clean", "slots", "patched", "null"}
     assert (table.peak_memory > 0).all()
     assert set(table.path) == {"fast"}
     assert table.path_reason.str.len().min() > 0
@@ -566,10 +653,12 @@ def test_known_forms_of_a_pair_come_from_the_table() -> None:
         ("aguacate",),
         ("gato",),
     )
-    assert target.strata([4]) == {
+    assert target.strata({"sub_tokens": [4], "sub_tokens_target": [1]}) == {
         "form": ["different"],
         "polysemy": ["2+"],
+        "script": ["LATIN to LATIN"],
         "sub_tokens": ["3+"],
+        "sub_tokens_target": ["1"],
         "shot_collision": ["true"],
         "partial_char": ["false"],
     }
@@ -587,9 +676,9 @@ def test_words_are_told_apart_by_the_tercile_of_their_count() -> None:
     # Of the counts 1 to 6 a third each ends at 2.67 and 4.33.
     counts = {f"w{i}": i for i in range(1, 7)}
     expected = ["not listed", "low", "low", "middle", "middle", "high", "high"]
-    assert target.strata([1] * 7, counts)["frequency"] == expected
-    assert target.strata([1] * 7, {})["frequency"] == ["not listed"] * 7
-    assert "frequency" not in target.strata([1] * 7)
+    assert target.strata({}, counts)["frequency"] == expected
+    assert target.strata({}, {})["frequency"] == ["not listed"] * 7
+    assert "frequency" not in target.strata({})
 
 
 def test_counts_of_words_are_part_of_the_fingerprint(patching_world: World, tmp_path: Path) -> None:
@@ -738,15 +827,23 @@ def test_a_grid_reads_back_with_its_table_made_absolute(patching_world: World, t
 def test_the_report_draws_the_null_and_the_intervals(finished: raypipe.Run) -> None:
     page = finished.report.read_text(encoding="utf-8")
     data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
-    assert set(data["charts"]) == {"patching-layers", "patching-emergence", "patching-labels"}
+    assert set(data["charts"]) == {"patching-layers", "patching-emergence", "patching-targets", "patching-labels"}
     layers = data["sets"]["patching-layers"]
     rows = [dict(zip(layers["columns"], row, strict=True)) for row in layers["rows"]]
     assert {row["shown"] for row in rows} >= {"seen", "third concept (null)"}
     assert all(row["lo"] <= row["mean"] <= row["hi"] for row in rows)
-    emergence = data["sets"]["patching-emergence"]
-    panels = list(dict.fromkeys(row[0] for row in emergence["rows"]))
-    assert panels == ["tiny, all targets", "tiny, de → fr", "tiny, fr → en"]
-    assert {row[emergence["columns"].index("step")] for row in emergence["rows"]} == {0, 10}
+    drawn = {name: data["sets"][f"patching-{name}"] for name in ("emergence", "targets")}
+    found = {
+        name: [dict(zip(shown["columns"], row, strict=True)) for row in shown["rows"]] for name, shown in drawn.items()
+    }
+    assert {row["panel"] for row in found["targets"]} == {"tiny, de → fr", "tiny, fr → en"}
+    assert {row["panel"] for row in found["emergence"]} >= {"effect", "accuracy", "split-half layers"}
+    for rows in found.values():
+        assert {row["at"] for row in rows} == {0, 10}
+        null = [row for row in rows if row["panel"] not in ("accuracy", "split-half layers", "normalised score")]
+        null = [row["mean"] for row in null if row["shown"] == "third concept (null)"]
+        assert len(null) >= 2
+        assert set(null) == {0}
     labels = data["sets"]["patching-labels"]
     counts = [row[-1] for row in labels["rows"] if row[:2] == ["tiny step-0", "seen"]]
     assert sum(counts) == 2 * PAIRS

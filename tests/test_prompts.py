@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raypipe.errors import ModelError
 from raypipe.gridpatching import source_pairs
-from raypipe.models.locate import checkpoints
+from raypipe.models.locate import checkpoints, without_step
 from raypipe.models.prompts import (
     PromptText,
     decode,
@@ -176,6 +176,8 @@ def test_the_other_settings_read_one_prompt_or_none() -> None:
 def test_a_name_says_where_in_training_a_checkpoint_stands(name: str, expected: Progress | None) -> None:
     """T16 of the specification."""
     assert progress(name) == expected
+    tokens = expected and (expected.tokens or expected.step * 4e6)
+    assert progress(name, 4_000_000) == (expected and expected._replace(tokens=tokens))
 
 
 def steps(count: int) -> list[str]:
@@ -226,6 +228,8 @@ def test_sampled_names_the_sub_directories_that_a_policy_keeps(tmp_path: Path) -
     shutil.copytree(tmp_path / "step-0000", tmp_path / "best")
     found = [checkpoint.revision for checkpoint in checkpoints("m", str(tmp_path), ["sampled:olmo", "random:0"])]
     assert found == [*(f"step-{i:02d}00" for i in (*range(11), 12)), "random:0"]
+    assert without_step(str(tmp_path), ["sampled:olmo", "random:0"]) == ["best"]
+    assert without_step(str(tmp_path), ["all"]) == []
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

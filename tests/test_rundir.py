@@ -95,6 +95,10 @@ def test_another_field_or_input_is_a_mismatch_that_names_it(tmp_path: Path) -> N
         run.is_done(cell(fields={"words.max_freq": 10}))
     with pytest.raises(FingerprintMismatch, match="was made from another corpus of de; use --rerun extract"):
         run.is_done(cell(inputs={"corpus of de": "bb"}))
+    mark = next((run.path / "_done").rglob("*.json"))
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"fingerprint": "as another version made it"}))
+    with pytest.raises(FingerprintMismatch, match="was made from another version of raypipe; use --rerun extract"):
+        run.is_done(cell())
 
 
 def test_failures_are_kept_until_the_cell_is_done(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import raypipe
 from raypipe import toy
+from raypipe.gridfile import load_grid
 from raypipe.interop.concepttable import NATIVE_NAMES, read_concepts
 from raypipe.models.load import load_causal, load_tokenizer
 from raypipe.models.locate import checkpoints
@@ -39,6 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 STEPS = 200
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_concept_table_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,3 +140,23 @@ def test_the_trained_decoder_is_found_by_its_name_also_when_its_code_is_loaded(
     (folder / "decoder").mkdir(parents=True)
     (folder / toy.MARK).touch()
     assert toy.resolve("toy:decoder") == str(folder / "decoder")
+
+
+def test_the_grid_of_emergence_runs_without_shared_data(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the decoder of few words in the cache, and fewer concept pairs."""
+    monkeypatch.delenv("RAYPIPE_SHARED", raising=False)
+    monkeypatch.setenv(toy.CACHE, str(tmp_path))
+    monkeypatch.setattr(lexicon, "THINGS", ("animal",))
+    folder = tmp_path / f"toy-decoder-{toy._fingerprint(toy.DECODER_CODE, toy.LIBRARIES)}"
+    folder.mkdir()
+    (folder / "decoder").symlink_to(trained)
+    (folder / toy.MARK).touch()
+    less = {"patching.pairs": 12, "patching.targets": ["es-en"], "patching.resamples": 200}
+    grid = load_grid(ROOT / "grids" / "emergence.yaml", list(less.items()))
+    summary = raypipe.run(grid, tmp_path / "run", "inprocess").patching().to_pandas()
+    seen = summary[summary.setting == "seen"].set_index("revision")
+    assert seen.emerged.to_dict() == {"step-000000": False, f"step-{STEPS:06d}": True, "random:1": None}
+    assert seen.effect_split_lo.iloc[1] > 0.1
+    assert (seen.effect_split.iloc[[0, 2]].abs() < 0.01).all()

@@ -156,7 +156,7 @@ def _oddities(concepts: Sequence[Concept], languages: Sequence[str]) -> dict[str
         expected = _SCRIPTS.get(language, {"LATIN"} if language in NATIVE_NAMES else None)
         for form in (form for concept in concepts for form in concept.forms[language]):
             multiword[language] += has_space(form)
-            script[language] += expected is not None and not _letters(form) <= expected
+            script[language] += expected is not None and not letters(form) <= expected
     for a, b in combinations(languages, 2):
         shared[f"{a}-{b}"] = sum(not set(c.forms[a]).isdisjoint(c.forms[b]) for c in concepts)
     return {
@@ -167,6 +167,6 @@ def _oddities(concepts: Sequence[Concept], languages: Sequence[str]) -> dict[str
     }
 
 
-def _letters(form: str) -> set[str]:
+def letters(form: str) -> set[str]:
     """The scripts of a form's letters, as the first word of their Unicode names."""
     return {unicodedata.name(sign, "?").partition(" ")[0] for sign in form if sign.isalpha()}

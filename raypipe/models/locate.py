@@ -143,6 +143,15 @@ def checkpoints(name: str, path: str, revisions: Sequence[str]) -> list[Checkpoi
     return list(dict.fromkeys(found))
 
 
+def without_step(path: str, revisions: Sequence[str]) -> list[str]:
+    """The names that say no step and that a sampling policy among the revisions leaves out for it; `path` as in `checkpoints`."""
+    root = Path(path).expanduser()
+    policy = next((revision.removeprefix(SAMPLED) for revision in revisions if revision.startswith(SAMPLED)), None)
+    if policy is None:
+        return []
+    return sampled(_below(root) if root.is_dir() else hub_revisions(path), policy)[1]
+
+
 def one_checkpoint(model: str) -> Checkpoint:
     """The checkpoint of a directory or a Hub id, optionally with `@revision` (else `main`).
 
@@ -278,7 +287,7 @@ def weight_files(root: Path, label: str) -> list[Path]:
 
 
 def _local(name: str, root: Path, revisions: Sequence[str]) -> list[Checkpoint]:
-    below = sorted((entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()), key=natural)
+    below = _below(root)
     itself = (root / CONFIG).is_file()
     if not below and not itself:
         raise ModelError(f"model '{name}': no {CONFIG} in {root} nor in its sub-directories; expected a saved model")
@@ -296,6 +305,10 @@ def _local(name: str, root: Path, revisions: Sequence[str]) -> list[Checkpoint]:
         if checkpoint.random_seed is None:
             weight_files(Path(checkpoint.source), checkpoint.label)
     return found
+
+
+def _below(root: Path) -> list[str]:
+    return sorted((entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()), key=natural)
 
 
 def _matching(name: str, root: Path, revision: str, below: list[str], itself: bool) -> list[str]:

@@ -31,7 +31,7 @@ class Progress(NamedTuple):
     Attributes:
         stage: Training stage, 1 where the name says none.
         step: Training step.
-        tokens: Training tokens; None where the name does not say.
+        tokens: Training tokens; None where they are not known.
     """
 
     stage: int
@@ -39,13 +39,21 @@ class Progress(NamedTuple):
     tokens: float | None
 
 
-def progress(name: str) -> Progress | None:
-    """What a name such as `stage1-step1000-tokens5B`, `global_step1000`, `iter_1000` or `step-001000` says; None for any other."""
+def progress(name: str, tokens_per_step: int | None = None) -> Progress | None:
+    """What a name such as `stage1-step1000-tokens5B`, `global_step1000`, `iter_1000` or `step-001000` says; None for any other.
+
+    Args:
+        name: The checkpoint's.
+        tokens_per_step: Training tokens of a step, for names that say steps alone.
+    """
     found = _NAME.fullmatch(name)
     if not found:
         return None
+    step = int(found["step"])
     tokens = float(found["tokens"]) * _UNITS[found["unit"]] if found["tokens"] else None
-    return Progress(int(found["stage"] or 1), int(found["step"]), tokens)
+    if tokens is None and tokens_per_step is not None:
+        tokens = float(step * tokens_per_step)
+    return Progress(int(found["stage"] or 1), step, tokens)
 
 
 def sampled(names: Sequence[str], policy: str) -> tuple[list[str], list[str]]:

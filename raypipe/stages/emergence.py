@@ -48,7 +48,7 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
     seen = summary[(summary["setting"] == "seen") & ~summary["revision"].str.startswith(RANDOM)]
     # The mean over targets, which stands behind them also where some are unfinished and it is null, or the only one.
     seen = seen.drop_duplicates(["model", "revision"], keep="last").dropna(subset="effect_split")
-    seen = seen.set_index(["model", "revision"])
+    seen = seen.set_index(["model", "revision"]).astype({"step": float, "tokens_seen": float})
     found = list[dict[str, Any]]()
     for name, column in VALUES.items():
         if name not in tables:
@@ -76,24 +76,23 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
                 "r": _spearman(values, causal),
             }
             found += [
-                shared
-                | {"revision": revision, "step": _step(seen, model, revision), "value": value, "lo": None, "hi": None}
+                shared | _training(seen, model, revision) | {"value": value, "lo": None, "hi": None}
                 for revision, value in zip(there, values.tolist(), strict=True)
             ]
     both = {row["model"] for row in found}
     for (model, revision), row in seen.iterrows():
         if model in both:
-            own = {"measure": CAUSAL, "layer": None, "n": None, "r": None, "step": _step(seen, model, revision)}
+            own = {"measure": CAUSAL, "layer": None, "n": None, "r": None} | _training(seen, model, revision)
             ends = {"value": row["effect_split"], "lo": row["effect_split_lo"], "hi": row["effect_split_hi"]}
-            found.append(
-                {"model": model, "revision": revision} | own | {n: None if pd.isna(v) else v for n, v in ends.items()}
-            )
+            found.append({"model": model} | own | {n: None if pd.isna(v) else v for n, v in ends.items()})
     return found
 
 
-def _step(seen: Any, model: str, revision: str) -> int | None:
-    step = seen.loc[(model, revision), "step"]
-    return None if step != step else int(step)  # noqa: PLR0124 - NaN
+def _training(seen: Any, model: str, revision: str) -> dict[str, Any]:
+    """A checkpoint and where in training it stands."""
+    row = seen.loc[(model, revision)]
+    known = {name: kind(row[name]) for name, kind in (("step", int), ("tokens_seen", float)) if row[name] == row[name]}
+    return {"revision": revision, "step": None, "tokens_seen": None} | known
 
 
 def _spearman(x: Any, y: Any) -> float | None:

@@ -10,7 +10,7 @@ import hashlib
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import product
@@ -34,7 +34,7 @@ from raypipe.stages.plan import Plan
 from raypipe.stages.prompts import Direction, decoders, read_table, trained_on, vocabulary
 from raypipe.stages.shards import torch_device
 
-NAME, VERSION = "patching", 2
+NAME, VERSION = "patching", 3
 FIELDS = (
     "languages",
     "patching.settings",
@@ -61,6 +61,7 @@ def cells(plan: Plan, prompts: list[Cell]) -> list[Cell]:
         of_model = next(cell for cell in prompts if cell["model"] == checkpoint.model)
         inputs = {"prompts": of_model.fingerprint, "model weights": plan.weights[checkpoint.model, checkpoint.revision]}
         own = fields | {"models.trained_on": list(trained_on(plan.grid, checkpoint.model))}
+        own |= {"models.tokens_per_step": _tokens_per_step(plan.grid, checkpoint.model)}
         for target in plan.grid.patching.directions(plan.grid.languages):
             counts = word_counts(plan.grid, target[0])
             more = {"word counts": file_digest(counts)} if counts else {}
@@ -199,7 +200,7 @@ class _Checkpoint:
         direction: Direction = (item["target"][0], item["target"][1])
         target = Target(self._pairs, self._concepts, self._sets, self._grid.languages, direction)
         outcomes = self._outcomes(direction, target)
-        named = progress(self._checkpoint.revision)
+        named = progress(self._checkpoint.revision, _tokens_per_step(self._grid, self._checkpoint.model))
         keys = {
             "model": self._checkpoint.model,
             "revision": self._checkpoint.revision,
@@ -210,19 +211,23 @@ class _Checkpoint:
             "target_out": direction[1],
         }
         tables = {"scores": target.scores(keys, outcomes), "answers": target.answers(keys, outcomes)}
-        pieces = self._rows("source", direction, ["n_sub_word"]).column(0).to_pylist()
+        pieces = {
+            name: self._rows(role, direction, ["n_sub_word"]).column(0).to_pylist()
+            for name, role in (("sub_tokens", "source"), ("sub_tokens_target", "target"))
+        }
         counts = word_counts(self._grid, direction[0])
         strata = target.strata(pieces, read_counts(counts) if counts else None)
         tables |= summarise(self._grid, self._pairs, keys, tables, strata)
         places = {f"{item['folder']}/{name}.parquet": table for name, table in tables.items()}
-        after = self._patcher.token_forwards
         return {
             "files": {name: self._run.write_table(name, table) for name, table in places.items()},
             "seconds": time.perf_counter() - started,
             "weights": self._weights,
             "path": self._patcher.path,
             "path_reason": self._patcher.path_reason,
-            "token_forwards": {part: after[part] - before[part] for part in after},
+            "token_forwards": _null_apart(
+                before, self._patcher.token_forwards, {o.setting for o in outcomes if o.layer >= 0}
+            ),
             "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
@@ -316,6 +321,17 @@ class _Checkpoint:
         texts, places = self._rows(role, pair, ["text", "write_pos"]).to_pydict().values()
         ids = ids_of(self._tokenizer, texts)
         return [Prompt(np.array(i, np.int32), place) for i, place in zip(ids, places, strict=True)]
+
+
+def _tokens_per_step(grid: Grid, model: str) -> int | None:
+    return next(m.tokens_per_step for m in grid.models if m.name == model)
+
+
+def _null_apart(before: dict[str, int], after: dict[str, int], patched: Set[str]) -> dict[str, int]:
+    """The tokens run between two counts; patched settings run side by side, so that the null's share of them is an equal one."""
+    work = {part: after[part] - before[part] for part in after}
+    null = {part: work[part] // len(patched) if THIRD in patched else 0 for part in ("slots", "patched")}
+    return {part: count - null.get(part, 0) for part, count in work.items()} | {"null": sum(null.values())}
 
 
 def _fingerprint(network: Any) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypipe.gridpatching import ENGLISH, MATCHED
-from raypipe.interop.concepttable import Concept
+from raypipe.interop.concepttable import Concept, letters
 from raypipe.schema import arrow_schema
 from raypipe.science.answers import Known, cut_answer, label, matches
 
@@ -152,24 +152,29 @@ class Target:
             ),
         )
 
-    def strata(self, sub_tokens: Sequence[int], counts: Mapping[str, int] | None = None) -> dict[str, list[str]]:
+    def strata(
+        self, sub_tokens: Mapping[str, Sequence[int]], counts: Mapping[str, int] | None = None
+    ) -> dict[str, list[str]]:
         """Per stratum the level of each pair (section 5).
 
         Args:
-            sub_tokens: Of s in the source prompt of (I, O).
+            sub_tokens: Stratum -> pieces of the queried word in each pair's prompt.
             counts: Of words of I; without them there is no stratum of frequency.
         """
         found = defaultdict[str, list[str]](list)
-        for row, pieces in zip(self._pairs, sub_tokens, strict=True):
+        for row in self._pairs:
             source = self._concepts[row["source_concept"]]
             word = source.forms[self._in][0]
             elsewhere = any(word in concept.forms[self._out] for concept in self._concepts.values())
             same = word in source.forms[self._out]
             found["form"].append("cognate" if same else "false_friend" if elsewhere else "different")
             found["polysemy"].append("1" if len(self._meanings[word]) == 1 else "2+")
-            found["sub_tokens"].append(str(pieces) if pieces < 3 else "3+")
+            scripts = ["+".join(sorted(letters(form))) for form in (word, source.forms[self._out][0])]
+            found["script"].append(" to ".join(scripts))
             found["shot_collision"].append(str(self._out in row["shot_collision"]).lower())
             found["partial_char"].append(str(row["partial_char"]).lower())
+        for name, of_pairs in sub_tokens.items():
+            found[name] = [str(pieces) if pieces < 3 else "3+" for pieces in of_pairs]
         if counts is not None:
             words = [self._concepts[row["source_concept"]].forms[self._in][0] for row in self._pairs]
             listed = [counts[word] for word in words if word in counts]

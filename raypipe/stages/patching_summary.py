@@ -306,6 +306,7 @@ def _checkpoints(grid: Grid, runs: Runs, keys: Row, weights: FloatArray) -> Iter
         for kind, found in _gains(runs, run, layers).items():
             row |= _spread(f"gain_{kind}", mean(found, mine))
         crossed = crossing(run.source.mean(axis=1), run.target.mean(axis=1))
+        row |= {"layers_split": [int(layers[half % len(layers)]) for half in (0, 1)]}
         row |= {"crossing": crossed.depth, "crossing_rel": crossed.relative, "n_crossings": crossed.crossings}
         reasons = ["no_room"] if best is UNDEFINED else []
         yield row | {"null_reason": ";".join([*reasons, *([crossed.reason] if crossed.reason else [])])}
@@ -329,16 +330,17 @@ def _gains(runs: Runs, run: _Run, layers: NDArray[np.int64]) -> dict[str, FloatA
 
 
 def _transitions(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
+    """From the label of the unpatched answer to that at the split-half layers, and to that of each start layer."""
     for setting, run in _patched(runs):
         before = runs[SOURCE].only(run.pairs).labels[0][0].tolist()
-        layers = split_layers(runs, setting)
-        after = run.labels[0][layers, np.arange(len(layers))].tolist()
-        moves = list(zip(before, after, strict=True))
-        for move, count in sorted(Counter(moves).items(), key=lambda item: [LABELS.index(name) for name in item[0]]):
-            found = mean([m == move for m in moves], weights[:, run.pairs])
-            row = {"setting": setting, "from_label": move[0], "to_label": move[1], "count": count}
-            row |= {"from_group": group(move[0]), "to_group": group(move[1])}
-            yield keys | row | {"share": found.value, "lo": found.lo, "hi": found.hi}
+        split = run.labels[0][split_layers(runs, setting), np.arange(len(run.pairs))]
+        for layer, after in ((None, split), *enumerate(run.labels[0])):
+            moves = list(zip(before, after.tolist(), strict=True))
+            for move, count in sorted(Counter(moves).items(), key=lambda item: [LABELS.index(of) for of in item[0]]):
+                found = mean([m == move for m in moves], weights[:, run.pairs])
+                row = {"setting": setting, "layer": layer, "from_label": move[0], "to_label": move[1], "count": count}
+                row |= {"from_group": group(move[0]), "to_group": group(move[1])}
+                yield keys | row | {"share": found.value, "lo": found.lo, "hi": found.hi}
 
 
 def _strata(runs: Runs, keys: Row, weights: FloatArray, levels: Mapping[str, Sequence[str]]) -> Iterator[Row]:

@@ -15,7 +15,7 @@ from raypipe.errors import GridError, InputError
 from raypipe.grid import Grid
 from raypipe.gridpatching import MATCHED, source_pairs
 from raypipe.interop.concepttable import NATIVE_NAMES, Concept, ConceptTable, read_concepts
-from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
+from raypipe.models.locate import Checkpoint, tokenizer_fingerprint, without_step
 from raypipe.rundir import Cell, RunDir, digest
 from raypipe.schema import make_table
 from raypipe.stages.context import Context, Item, Receipt
@@ -120,6 +120,9 @@ def run(context: Context, left: list[Cell]) -> None:
     """Chooses pairs and writes prompts for every model that has none yet."""
     context.watcher.start(NAME, len(left), "models")
     last = {checkpoint.model: checkpoint for checkpoint in decoders(context.plan)}
+    for model in context.plan.grid.models:
+        if unread := without_step(toy.resolve(model.path), model.revisions):
+            context.watcher.note(f"{model.name}: no step in the names of {', '.join(unread)}; they are left out")
     items = [
         {
             "run": context.run.address,
@@ -138,6 +141,7 @@ def run(context: Context, left: list[Cell]) -> None:
 def work(item: Item) -> Receipt:
     """Chooses the pairs of one model and writes its tables `pairs` and `prompts`."""
     from raypipe.models.load import load_tokenizer
+    from raypipe.models.prompts import ids_of
 
     started, grid, run = time.perf_counter(), Grid(**item["grid"]), RunDir(item["run"])
     model = item["checkpoint"]["model"]
@@ -165,6 +169,7 @@ def work(item: Item) -> Receipt:
         "dropped": table.dropped,
         "removed": removed,
         "tokenizer": vocabulary(tokenizer),
+        "begins_with": tokenizer.convert_ids_to_tokens(ids_of(tokenizer, [""])[0]),  # as it begins every prompt
     }
 
 

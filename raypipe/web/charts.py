@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,13 +142,9 @@ def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str, dat
         data: Name of its data set; the metric's by default.
     """
     pairs = list(frame["pair"].unique())
-    scale = alt.Scale(nice=False, zero=over == "step")
-    title = "layer"
+    scale, title = alt.Scale(nice=False, zero=False), "layer"
     if over == "step":
-        steps = sorted({s for s in frame["step"].dropna() if s > 0})
-        title = frame.attrs["step_title"]
-        if steps and steps[-1] / steps[0] > _WIDE:
-            scale = alt.Scale(nice=False, type="symlog", constant=float(steps[0]))
+        scale, title = training_scale(frame["step"].dropna()), frame.attrs["step_title"]
     ticks = sorted(int(v) for v in frame[over].dropna().unique())
     ticks = ticks[:: math.ceil(len(ticks) / (_PANEL // 30))]
     axis = alt.Axis(values=ticks, labelExpr="format(datum.value, '~s')", grid=False, labelFlush=False)
@@ -156,6 +153,14 @@ def curves(metric: str, frame: pd.DataFrame, axes: list[Setting], over: str, dat
     chart = panel.facet(alt.Facet("pair:N", sort=pairs), columns=len(pairs), data=alt.NamedData(data or metric))
     rows = [] if over == "layer" else [_LAYER]
     return _finish(chart.transform_filter(_filter(axes, _language(metric), *rows)))
+
+
+def training_scale(values: Iterable[float]) -> alt.Scale:
+    """The scale of steps or tokens: logarithmic, and linear near 0, where they are of many sizes."""
+    positive = sorted({value for value in values if value > 0})
+    if positive and positive[-1] / positive[0] > _WIDE:
+        return alt.Scale(nice=False, type="symlog", constant=float(positive[0]))
+    return alt.Scale(nice=False, zero=True)
 
 
 def heat_map(frame: pd.DataFrame, axes: list[Setting]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ async function draw() {
   for (const [id, source] of Object.entries(page.charts)) {
     const spec = structuredClone(source);
     const box = document.getElementById(id);
-    const most = Math.max(1, Math.min(4, Math.floor((box.clientWidth - 30) / (spec.spec.width + 20))));
+    const room = box.clientWidth - (spec.usermeta?.beside ?? 0);
+    const most = Math.max(1, Math.min(4, Math.floor((room - 30) / (spec.spec.width + 20))));
     spec.columns = Math.ceil(spec.columns / Math.ceil(spec.columns / most)); // rows of like length
     if (id !== "calign-pairs") {
-      spec.spec.width = Math.min(600, Math.floor((box.clientWidth - 60) / spec.columns) - 20);
+      spec.spec.width = Math.min(600, Math.floor((room - 60) / spec.columns) - 20);
       spec.spec.height = Math.max(120, Math.min(260, 0.55 * spec.spec.width));
     }
     if (box.clientWidth < 600) spec.config.legend.columns = 1;
