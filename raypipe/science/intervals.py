@@ -93,6 +93,12 @@ def estimate(
     return Estimate(float(value), *percentiles(boots), chance, summarise(value, nulls), p95, items, left_out)
 
 
+def around(value: float, boots: ArrayLike, least: float, most: float) -> FloatArray:
+    """Draws moved to the value, within the measure's range: of a measure that a resample's own noise moves to one side."""
+    draws = np.asarray(boots, np.float64)
+    return np.clip(draws + (value - draws.mean()), least, most)
+
+
 def percentiles(boots: ArrayLike) -> tuple[float | None, float | None]:
     """Both ends of the interval at `LEVEL`; (None, None) when a draw is undefined, for dropping it would narrow it."""
     draws = np.asarray(boots, np.float64)

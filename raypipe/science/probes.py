@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raypipe.errors import InputError
-from raypipe.science.intervals import Estimate, FloatArray, Sampling, estimate
+from raypipe.science.intervals import Estimate, FloatArray, Sampling, around, estimate
 from raypipe.science.nulls import generators
 from raypipe.science.similarity import DIGITS, TIE, same_width, states, unit
 
@@ -155,7 +155,8 @@ def structural_rsa(
         classes_x: Their syntactic classes, n strings.
         y: Word vectors of the other language, [m, e].
         classes_y: Their classes, m strings.
-        sampling: The draws; words are resampled within each class of each language, which adds the same once more.
+        sampling: The draws; words are resampled within each class of each language, which adds the same once more, so
+            that fewer distances agree: the draws are moved to the value.
 
     Raises:
         InputError: One class per row is missing, a state is not finite, or fewer than 8 classes are common.
@@ -187,8 +188,9 @@ def structural_rsa(
     p, q = distances(np.ones((1, sum(sizes))), False)
     boots = [spearman(*distances(counts, True)) for counts in sampling.count_blocks(_DRAWS, *sizes)]
     nulls = [spearman(p, q[:, order][:, :, order])[0] for order in sampling.orders(len(common))]
-    left_out = len({*classes_x, *classes_y}) - len(common)
-    return estimate(spearman(p, q)[0], np.concatenate(boots), nulls, chance=0.0, items=sum(sizes), left_out=left_out)
+    value, left_out = spearman(p, q)[0], len({*classes_x, *classes_y}) - len(common)
+    drawn = around(value, np.concatenate(boots), -1, 1)
+    return estimate(value, drawn, nulls, chance=0.0, items=sum(sizes), left_out=left_out)
 
 
 def structural_procrustes(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raypipe.errors import InputError
 from raypipe.science.incidence import IntArray, numbered
-from raypipe.science.intervals import Estimate, FloatArray, Sampling, estimate
+from raypipe.science.intervals import Estimate, FloatArray, Sampling, around, estimate
 
 DIGITS = 12  # of a cosine that count: rounding must not pick between copies
 TIE = 10.0**-DIGITS
@@ -149,8 +149,8 @@ def anc(x: NDArray[Any], y: NDArray[Any], sampling: Sampling) -> Estimate:
     a, b = (_unit_columns(side[:, varies]) for side in (a, b))
     value = np.abs(np.sum(a * b, axis=0)).mean()
     nulls = [np.abs(np.einsum("ik,ik->k", a, b[order])).mean() for order in sampling.orders(n)]
-    boots = _anc_resampled(a, b, sampling.counts(n))
-    return estimate(value, boots + (value - boots.mean()), nulls, chance=chance, items=n, left_out=left_out)
+    boots = around(value, _anc_resampled(a, b, sampling.counts(n)), 0, 1)
+    return estimate(value, boots, nulls, chance=chance, items=n, left_out=left_out)
 
 
 def _unit_columns(x: FloatArray) -> FloatArray:
