@@ -31,6 +31,7 @@ from raypipe.rundir import Cell, RunDir, digest, file_digest
 from raypipe.schema import arrow_schema
 from raypipe.stages import concepts, lexicon, scores
 from raypipe.stages.plan import Plan, clustering, language_of, lexicon_files
+from raypipe.stages.report import Cells
 from raypipe.storage import Place, place
 
 DEFAULTS = {"model": "imported", "revision": "main", "component": "encoder", "variant": "v-default"}
@@ -64,7 +65,7 @@ def import_conceptx(
     grid = _grid(source, found, overrides)
     plan = _plan(grid, found, states)
     made = {_cell(file, axes): file for file, axes in clusters.items()}
-    cells: pipeline.Cells = {name: [] for name in pipeline.STAGE_NAMES if name != "report"}
+    cells: Cells = {name: [] for name in pipeline.STAGE_NAMES if name != "report"}
     cells["lexicon"], cells["extract"] = lexicon.cells(plan), list(states)
     cells["concepts"] = list(made) or concepts.cells(plan, complete(plan, states))
     cells["scores"] = scores.cells(plan, cells["concepts"], cells["lexicon"])

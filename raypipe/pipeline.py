@@ -16,8 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from raypipe.cluster import connect
 from raypipe.cluster.protocol import Resources
 from raypipe.errors import CellsFailed, FingerprintMismatch, RaypipeError, RunError
@@ -30,23 +28,19 @@ from raypipe.stages import (
     agreement,
     concepts,
     corpus,
-    emergence,
     extract,
     lexicon,
     meanings,
     patching,
-    patching_summary,
     prompts,
     report,
     scores,
     similarity,
 )
 from raypipe.stages.context import Context
-from raypipe.stages.parts import flatten
 from raypipe.stages.plan import Plan, make_plan
+from raypipe.stages.report import Cells
 from raypipe.storage import Place, place
-
-Cells = dict[str, list[Cell]]
 
 
 @dataclass(frozen=True)
@@ -60,92 +54,66 @@ class Stage:
     strict: bool = False  # a failure here is a mistake in the input that everything rests on
 
 
-def _by(cells: list[Cell], *axes: str) -> dict[tuple[str, ...], Cell]:
-    return {tuple(cell[axis] for axis in axes): cell for cell in cells}
+def _stage(
+    module: Any,
+    cells: Callable[[Plan, Cells], list[Cell]] | None = None,
+    *,
+    reads: tuple[str, ...] = (),
+    strict: bool = False,
+) -> Stage:
+    """A stage that works its own open cells off; those of the plan alone without `cells`."""
+    made = cells or (lambda plan, _: module.cells(plan))
+    return Stage(module.NAME, made, lambda context, left, _: module.run(context, left), reads, strict)
 
 
-def _texts(cells: Cells) -> dict[str, Cell]:
-    return {cell["lang"]: cell for cell in cells["corpus"]}
+def _forward(kind: str, *beside: str) -> Stage:
+    """States of one kind; a forward for them makes those of the stages beside it too."""
+
+    def cells(plan: Plan, before: Cells) -> list[Cell]:
+        return extract.cells(plan, {cell["lang"]: cell for cell in before["corpus"]}, kind)
+
+    def run(context: Context, left: list[Cell], all_of: Cells) -> None:
+        extract.run(context, left + context.left([cell for name in beside for cell in all_of[name]]))
+
+    return Stage(extract.STAGE_OF[kind], cells, run, reads=("corpus",))
 
 
-LISTED = 10  # failed cells in a message
-BESIDE = (agreement.NAME, similarity.NAME)  # stages with one flat table
-OUTPUTS = (
-    *(f"scores/{name}.parquet" for name in (*scores.FLAT, *report.FLAT, *BESIDE)),
-    *patching_summary.PLACES.values(),
-    emergence.PLACE,
-    report.PLACE,
-)
-SCORED = ("scores", *BESIDE)  # stages of pairs, whose rows say which input failed
-STATE = ("model", "revision", "component", "lang")
+def _states(cells: Cells) -> dict[tuple[str, ...], Cell]:
+    return {tuple(cell[axis] for axis in ("model", "revision", "component", "lang")): cell for cell in cells["extract"]}
+
 
 STAGES = (
-    Stage(
-        "corpus", lambda plan, _: corpus.cells(plan), lambda context, left, _: corpus.run(context, left), strict=True
-    ),
-    Stage(
-        "lexicon",
-        lambda plan, _: lexicon.cells(plan),
-        lambda context, left, _: lexicon.run(context, left),
-        reads=("corpus",),
-        strict=True,
-    ),
-    Stage(
-        "extract",
-        lambda plan, cells: extract.cells(plan, _texts(cells)),
-        lambda context, left, cells: extract.run(context, left + context.left(cells["sentences"] + cells["neurons"])),
-        reads=("corpus",),
-    ),
-    Stage(
-        "sentences",
-        lambda plan, cells: extract.cells(plan, _texts(cells), extract.SENTENCES),
-        lambda context, left, cells: extract.run(context, left + context.left(cells["neurons"])),
-        reads=("corpus",),
-    ),
-    Stage(
-        "neurons",
-        lambda plan, cells: extract.cells(plan, _texts(cells), extract.NEURONS),
-        lambda context, left, _: extract.run(context, left),
-        reads=("corpus",),
-    ),
-    Stage(meanings.NAME, lambda plan, _: meanings.cells(plan), lambda context, left, _: meanings.run(context, left)),
+    _stage(corpus, strict=True),
+    _stage(lexicon, reads=("corpus",), strict=True),
+    _forward(extract.WORDS, extract.SENTENCES, extract.NEURONS),
+    _forward(extract.SENTENCES, extract.NEURONS),
+    _forward(extract.NEURONS),
+    _stage(meanings),
     Stage(
         "concepts",
-        lambda plan, cells: concepts.cells(plan, _by(cells["extract"], *STATE)),
-        lambda context, left, cells: concepts.run(context, left, _by(cells["extract"], *STATE)),
+        lambda plan, cells: concepts.cells(plan, _states(cells)),
+        lambda context, left, cells: concepts.run(context, left, _states(cells)),
         reads=("extract",),
     ),
-    Stage(
-        agreement.NAME,
-        lambda plan, cells: agreement.cells(plan, cells["concepts"]),
-        lambda context, left, _: agreement.run(context, left),
-        reads=("concepts",),
-    ),
-    Stage(
-        "scores",
+    _stage(agreement, lambda plan, cells: agreement.cells(plan, cells["concepts"]), reads=("concepts",)),
+    _stage(
+        scores,
         lambda plan, cells: scores.cells(plan, cells["concepts"], cells["lexicon"]),
-        lambda context, left, _: scores.run(context, left),
         reads=("lexicon", "concepts"),
     ),
-    Stage(
-        "similarity",
+    _stage(
+        similarity,
         similarity.cells,
-        lambda context, left, _: similarity.run(context, left),
         reads=("lexicon", "extract", "sentences", "neurons", "meanings", "concepts"),
     ),
-    Stage("prompts", lambda plan, _: prompts.cells(plan), lambda context, left, _: prompts.run(context, left)),
-    Stage(
-        "patching",
-        lambda plan, cells: patching.cells(plan, cells["prompts"]),
-        lambda context, left, _: patching.run(context, left),
-        reads=("prompts",),
-    ),
+    _stage(prompts),
+    _stage(patching, lambda plan, cells: patching.cells(plan, cells["prompts"]), reads=("prompts",)),
 )
 STAGE_NAMES = (*(stage.name for stage in STAGES), "report")
 READS = {stage.name: stage.reads for stage in STAGES} | {"report": ("scores", "patching")}
-
-
-FORWARD = ("extract", "sentences", "neurons")
+FORWARD = tuple(extract.STAGE_OF.values())
+SCORED = ("scores", *report.BESIDE)  # stages of pairs, whose rows say which input failed
+LISTED = 10  # failed cells in a message
 
 
 def _built_on(stage: str) -> tuple[str, ...]:
@@ -237,7 +205,7 @@ def run_cells(
         _work(context, cells, only, again, address)
         if only in (None, *SCORED, "patching", "report"):
             try:
-                _report(context, cells, started)
+                report.run(context, cells, started)
             except RunError as error:
                 if not context.failed:
                     raise
@@ -290,7 +258,7 @@ def _work(context: Context, cells: Cells, only: str | None, again: tuple[str, ..
         for name in cells
         if name in _needed_for(only)
     }
-    finished = _finished(context, cells) if only == "report" else {}
+    finished = report.finished(context, cells) if only == "report" else {}
     if only == "report" and not (finished["scores"] or finished["patching"]):
         raise RunError(f"{context.run.path}: nothing is scored for this grid yet; finish it with `raypipe run`")
     if not any(left[stage.name] for stage in stages):
@@ -328,49 +296,12 @@ def _work_off(context: Context, stage: Stage, cells: Cells) -> None:
         raise _failures(context)
 
 
-def _finished(context: Context, cells: Cells) -> Cells:
-    """The cells of the stages whose tables are reported that have their rows."""
-    return {
-        name: [cell for cell in cells[name] if scores.serves(context.run, cell) and not context.has_failed(cell)]
-        for name in (*SCORED, "patching")
-    }
-
-
-def _report(context: Context, cells: Cells, started: float) -> None:
-    finished = _finished(context, cells)
-    tables = dict[str, pa.Table]()
-    for name in BESIDE:
-        tables |= flatten(context.run, name, finished[name])
-    tables |= patching_summary.flatten(context.run, context.plan.grid, finished["patching"])
-    if finished["scores"]:
-        tables |= scores.flatten(context.run, finished["scores"])
-    else:
-        stale = (f"scores/{name}.parquet" for name in (*scores.FLAT, *report.FLAT))
-        context.run.remove(*stale)  # they would be those of other settings
-    if not finished["scores"] and not finished["patching"]:
-        context.run.remove(report.PLACE)
-        return
-    tables |= emergence.together(context.run, tables)
-    described = context.run.read_json("run.json")
-    facts = {
-        "run": context.plan.grid.name,
-        "version": described["raypipe"],
-        "created": described["created"],
-        "skipped": lexicon.skipped(context.plan),
-    }
-    for finding in report.write(context, tables, cells, facts):
-        context.watcher.note(
-            f"{finding['code']}: {finding['where']}: {finding['value']} (limit {finding['limit']}); {finding['advice']}"
-        )
-    context.watcher.note(f"done in {time.perf_counter() - started:.1f} s: {context.run.path / report.PLACE}")
-
-
 def freeze(folder: RunDir, grid: Grid, cells: Cells, again: tuple[str, ...] = ()) -> None:
     """Writes the grid and what it ran on; the first writing keeps its date. What is to be done again goes, and with it the tables."""
     held = folder.read_json("run.json") if (folder.path / "run.json").exists() else {}
     frozen, written = folder.path / "grid.yaml", grid.to_yaml().encode()
     if again or (frozen.exists() and not _same_scores(folder, grid, cells)):
-        folder.remove(*OUTPUTS)
+        folder.remove(*report.OUTPUTS)
     for name in again:
         folder.forget(name)
     libraries = ("ray", "torch", "transformers", "numpy", "numba", "pyarrow")
