@@ -19,6 +19,7 @@ from raypipe.cluster.protocol import Resources
 from raypipe.errors import CellsFailed, InputError, RunError
 from raypipe.grid import Grid
 from raypipe.gridscores import LIMITS
+from raypipe.interop.lines import text_lines
 from raypipe.pipeline import all_cells
 from raypipe.progress import Silent
 from raypipe.rundir import Cell, RunDir
@@ -30,7 +31,7 @@ from raypipe.stages.lexicon import skipped
 from raypipe.stages.plan import make_plan
 from raypipe.stages.relatives import relation
 from raypipe.stages.signatures import ADVICE, signatures
-from raypipe.stages.text import TextLines, count_lines
+from raypipe.stages.text import Text
 
 STATES_OF_T = "model=t/revision=main/component=encoder/variant=v-default"
 
@@ -63,23 +64,23 @@ class Notes(Silent):
 def test_lines_end_at_lf_only(tmp_path: Path, data: bytes, lines: list[str]) -> None:
     file = tmp_path / "text"
     file.write_bytes(data)
-    assert list(TextLines(file)) == lines
-    assert count_lines(file) == len(lines)
+    assert list(text_lines(file)) == lines
+    assert Text("en", "text", str(file)).measure()[1] == len(lines)
 
 
 @given(data=st.lists(st.sampled_from([b"\n", b"\r", b"a", b" ", "\u2028".encode()]), min_size=1).map(b"".join))
 def test_lines_are_counted_as_they_are_read(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.getbasetemp() / "counted"
     file.write_bytes(data)
-    lines = list(TextLines(file))
-    assert len(lines) == count_lines(file)
+    lines = list(text_lines(file))
+    assert len(lines) == Text("en", "text", str(file)).measure()[1]
     assert "\n".join(lines).replace("\r", "") == data.removesuffix(b"\n").decode().replace("\r", "")
 
 
 def test_the_line_of_a_wrong_byte_is_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"\xef\xbb\xbffine\r\nfine\xc3\xa9\nab\xc3\n")
-    with pytest.raises(InputError, match=r"text:3: not UTF-8 \(byte 0xc3 at column 3\); save the file as UTF-8"):
-        list(TextLines(tmp_path / "text"))
+    with pytest.raises(InputError, match=r"text:3: byte 0xc3 at column 3; expected UTF-8"):
+        list(text_lines(tmp_path / "text"))
 
 
 # --- extract

@@ -86,19 +86,27 @@ def decoded(line: bytes) -> str:
         raise BadLine(f"byte 0x{line[error.start]:02x} at column {error.start + 1}; expected UTF-8") from None
 
 
+def text_lines(path: PathText) -> Iterator[str]:
+    """The lines as text; see `numbered_lines`.
+
+    Raises:
+        InputError: FILE:LINE of what is not UTF-8, or the file cannot be read.
+    """
+    for number, line in numbered_lines(path):
+        try:
+            text = decoded(line)
+        except BadLine as bad:
+            raise InputError(f"{path}:{number}: {bad}") from None
+        yield text
+
+
 def csv_rows(path: PathText) -> Iterator[tuple[int, list[str]]]:
     """Line number (of the last line of a quoted cell) and fields of each row of a CSV file.
 
     Raises:
         InputError: FILE:LINE of what is not UTF-8 or no CSV.
     """
-    text = []
-    for number, line in numbered_lines(path):
-        try:
-            text.append(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number}: byte 0x{line[error.start]:02x}; expected UTF-8") from None
-    reader = csv.reader(io.StringIO("\n".join(text), newline=""), strict=True)
+    reader = csv.reader(io.StringIO("\n".join(text_lines(path)), newline=""), strict=True)
     try:
         for row in reader:
             yield reader.line_num, row

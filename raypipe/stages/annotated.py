@@ -10,8 +10,9 @@ from typing import NamedTuple
 from raypipe import toy
 from raypipe.errors import InputError
 from raypipe.grid import Grid
+from raypipe.interop.lines import text_lines
 from raypipe.rundir import file_digest
-from raypipe.stages.text import Text, TextLines
+from raypipe.stages.text import Text
 
 
 class Annotation(NamedTuple):
@@ -65,5 +66,5 @@ def read_marks(kind: str, file: str | Path) -> Iterator[list[str]]:
     Raises:
         InputError: A line is not UTF-8.
     """
-    for line in TextLines(Path(file)):
+    for line in text_lines(file):
         yield line.split() if kind == "upos" else [label for label in [line.strip()] if label]

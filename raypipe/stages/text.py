@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe.errors import InputError
+from raypipe.interop.lines import numbered_lines, text_lines
 from raypipe.rundir import file_digest
 
 ROWS = 1024  # of a table read at a time
@@ -42,9 +43,9 @@ class Text:
 
     def __iter__(self) -> Iterator[str]:
         if self.format == "text":
-            return iter(TextLines(Path(self.path)))
+            return text_lines(self.path)
         if self.format == "tsv":
-            return _tsv_column(Path(self.path), self.language)
+            return _tsv_column(self.path, self.language)
         values = self._parquet_column() if self.format == "parquet" else self._data_set_column()
         return _texts(values, self.path)
 
@@ -54,7 +55,7 @@ class Text:
         Of a text file its bytes count; elsewhere the language's column alone, since the columns beside it may change.
         """
         if self.format == "text":
-            return file_digest(self.path), count_lines(Path(self.path))
+            return file_digest(self.path), sum(1 for _ in numbered_lines(self.path))
         found, lines = hashlib.sha256(self._layout.encode()), 0
         for line in self:
             lines += 1
@@ -126,39 +127,6 @@ def _not_loaded(path: str, error: Exception) -> InputError:
     return InputError(f"corpus.path {path}: cannot be loaded ({' '.join(str(error).split())[:160]})")
 
 
-class TextLines:
-    """One sentence per line; lines end at LF only, a CR before it is dropped, a BOM at the start is accepted.
-
-    Iterating reads the file, again each time, and raises InputError (FILE:LINE) at the first byte that is not UTF-8.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __iter__(self) -> Iterator[str]:
-        with self._path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-                yield self._decoded(number, line.removesuffix(b"\n").removesuffix(b"\r"))
-
-    def _decoded(self, number: int, line: bytes) -> str:
-        try:
-            return line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            where = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-            raise InputError(f"{self._path}:{number}: not UTF-8 ({where}); save the file as UTF-8") from None
-
-
-def count_lines(path: Path) -> int:
-    """Lines of a text file, ended by LF; a last line without LF counts."""
-    lines, last = 0, b"\n"
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            lines += block.count(b"\n")
-            last = block[-1:]
-    return lines + (last != b"\n")
-
-
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Opens a Parquet file of the user's.
 
@@ -171,9 +139,9 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise InputError(f"{path}: not a Parquet file; write one with a column text, or set corpus.format") from None
 
 
-def _tsv_column(path: Path, language: str) -> Iterator[str]:
+def _tsv_column(path: str, language: str) -> Iterator[str]:
     """One column per language, named in the first line; no quoting."""
-    rows = (line.split("\t") for line in TextLines(path))
+    rows = (line.split("\t") for line in text_lines(path))
     header, number = next(rows, [""]), 1
     if language not in header:
         raise InputError(f"{path}:1: no column {language}; found {', '.join(header)}")

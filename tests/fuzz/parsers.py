@@ -18,6 +18,7 @@ corpus: {path: 'x/{lang}'}
 lexicon: {format: muse, path: 'x/{source}-{target}'}
 """
 LINES = "parse_lines numbered_lines decoded"
+TEXT_LINES = "text_lines numbered_lines decoded"
 
 
 class Parser(NamedTuple):
@@ -179,22 +180,23 @@ PARSERS = {
     "mapping": Parser(
         mapping, {"interop.alignments": "read_mapping _unique _entry _inside _count", "interop.lines": "natural"}
     ),
-    "tsv": Parser(tsv, {"stages.text": "TextLines.__iter__ TextLines._decoded _tsv_column"}),
-    "marks": Parser(
-        marks, {"stages.annotated": "_check read_marks", "stages.text": "TextLines.__iter__ TextLines._decoded"}
-    ),
+    "tsv": Parser(tsv, {"stages.text": "_tsv_column", "interop.lines": TEXT_LINES}),
+    "marks": Parser(marks, {"stages.annotated": "_check read_marks", "interop.lines": TEXT_LINES}),
     "counts": Parser(
         lambda path: _of("interop.lines").read_counts(path), {"interop.lines": f"{LINES} read_counts natural"}
     ),
     "concepts": Parser(
         concepts,
-        {"interop.concepttable": "read_concepts _columns _check_forms _oddities", "interop.lines": "csv_rows"},
+        {
+            "interop.concepttable": "read_concepts _columns _check_forms _oddities",
+            "interop.lines": f"csv_rows {TEXT_LINES}",
+        },
     ),
     "am2ico": Parser(
         am2ico, {"interop.am2ico": "read_am2ico _example _context", "interop.lines": "numbered_lines decoded"}
     ),
-    "scores": Parser(scores, {"interop.taskscores": "read_task_scores", "interop.lines": "csv_rows"}),
-    "sheet": Parser(sheet, {"stages.annotation": "_labels", "interop.lines": "csv_rows"}),
+    "scores": Parser(scores, {"interop.taskscores": "read_task_scores", "interop.lines": f"csv_rows {TEXT_LINES}"}),
+    "sheet": Parser(sheet, {"stages.annotation": "_labels", "interop.lines": f"csv_rows {TEXT_LINES}"}),
     "vocab": Parser(vocab, {"interop.arrays": "_load read_vocab", "interop.clusterfiles": "split_key"}),
     "points": Parser(points, {"interop.arrays": "_load open_points read_points"}),
 }
