@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import glob
-import inspect
-import json
-import os
 import signal
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -18,7 +12,9 @@ import typer
 
 from raypipe.cli_annotate import annotate
 from raypipe.cli_exchange import export_run, import_files
-from raypipe.cli_metrics import Json, calign, colap
+from raypipe.cli_grid import grid_flags
+from raypipe.cli_metrics import calign, colap
+from raypipe.cli_output import Json, RunPath, console, print_json, print_rows
 from raypipe.cli_tables import compare, correlate
 from raypipe.errors import GridError, RaypipeError
 
@@ -31,134 +27,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-GridFile = Annotated[Path | None, typer.Argument(metavar="[GRID]", help="Grid file (YAML); flags override it.")]
-RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or the URI of one in an object store.")]
 RunOption = Annotated[
     str | None,
     typer.Option("--run", help="Run directory, or a URI such as s3://BUCKET/PREFIX; runs/NAME by default."),
 ]
 Address = Annotated[str, typer.Option(help="auto, local, inprocess or HOST:PORT.")]
-FLAGS: dict[str, Any] = {
-    "model": Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            metavar="NAME_OR_PATH[@REVISION]",
-            help="A model of the grid file by name, or a path. Repeatable.",
-        ),
-    ],
-    "layers": Annotated[str | None, typer.Option(help="all, 0,6,12 or every:3.")],
-    "languages": Annotated[str | None, typer.Option(help="Codes, such as en,de.")],
-    "pairs": Annotated[str | None, typer.Option(help="all, or en-de,en-fr.")],
-    "corpus": Annotated[
-        str | None, typer.Option(help="Corpus path with {lang}; .tsv and .parquet are known by their ending.")
-    ],
-    "lexicon": Annotated[
-        str | None,
-        typer.Option(help="Dictionary path with {source} and {target}; its format is told from the content."),
-    ],
-    "k": Annotated[str | None, typer.Option("--k", help="Concepts per scope, such as 100,300.")],
-    "seeds": Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")],
-    "theta_align": Annotated[str | None, typer.Option(help="CALIGN thresholds, such as 0.5,0.8.")],
-    "theta_overlap": Annotated[str | None, typer.Option(help="COLAP thresholds, such as 0.3.")],
-    "workers": Annotated[int | None, typer.Option(help="Workers side by side.")],
-    "set": Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other dotted field. Repeatable.")
-    ],
-}
-LISTS = {
-    "languages": "languages",
-    "pairs": "pairs",
-    "k": "concepts.k",
-    "seeds": "concepts.seeds",
-    "theta_align": "calign.theta",
-    "theta_overlap": "colap.theta",
-}
-
-
-def grid_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the grid argument and its flags; the command gets the grid as its first argument."""
-    own = list(inspect.signature(command).parameters.values())[1:]
-
-    @wraps(command)
-    def wrapped(grid: Path | None = None, **options: Any) -> None:
-        flags = {name: options.pop(name) for name in FLAGS}
-        command(_grid(grid, flags), **options)
-
-    first = inspect.Parameter("grid", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=GridFile)
-    added = [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for n, kind in FLAGS.items()
-    ]
-    hints = inspect.get_annotations(command, eval_str=True)
-    keyword = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name]) for parameter in own
-    ]
-    wrapped.__signature__ = inspect.Signature([first, *added, *keyword])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {"grid": GridFile, **FLAGS, **{p.name: hints[p.name] for p in own}}
-    return wrapped
-
-
-def _grid(path: Path | None, flags: dict[str, Any]) -> Any:
-    from raypipe.gridfile import load_grid, plain_value, setting_of
-
-    overrides: list[tuple[str, Any]] = []
-    if flags["model"]:
-        overrides.append(("models", flags["model"]))
-    if flags["layers"] is not None:
-        overrides.append(("layers", _layers(flags["layers"])))
-    for flag, field in LISTS.items():
-        text = flags[flag]
-        if text is not None:
-            overrides.append(
-                (field, text if text == "all" else [plain_value(part.strip()) for part in text.split(",")])
-            )
-    if flags["corpus"] is not None:
-        kind = {".tsv": "tsv", ".parquet": "parquet"}.get(Path(flags["corpus"]).suffix, "text")
-        overrides += [("corpus.format", kind), ("corpus.path", flags["corpus"])]
-    if flags["workers"] is not None:
-        overrides.append(("resources.workers", flags["workers"]))
-    for setting in flags["set"] or []:
-        overrides.append(setting_of(setting))
-    if flags["lexicon"] is not None:
-        overrides += [
-            ("lexicon", {}),
-            ("lexicon.format", _lexicon_format(flags["lexicon"])),
-            ("lexicon.path", flags["lexicon"]),
-        ]
-    return load_grid(path, overrides)
-
-
-def _layers(text: str) -> Any:
-    from raypipe.gridfile import plain_value
-
-    if text == "all":
-        return text
-    if text.startswith("every:"):
-        return {"every": plain_value(text.removeprefix("every:"))}
-    return [plain_value(part) for part in text.split(",")]
-
-
-def _lexicon_format(path: str) -> str:
-    """The format of the first dictionary file that the path names."""
-    from raypipe import toy
-    from raypipe.interop.dictionaries import detect_format
-
-    pattern = glob.escape(os.path.expanduser(toy.resolve(path)))
-    files = sorted(glob.glob(pattern.replace("{source}", "*").replace("{target}", "*")))
-    if not files:
-        raise GridError(f"--lexicon {path}: no such file; expected a path with {{source}} and {{target}}")
-    return detect_format(files[0])
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
-
-
-def _console(stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=400)
 
 
 @app.command()
@@ -204,7 +77,7 @@ def plan(
     """
     from raypipe import costmodel
     from raypipe.planning import estimate
-    from raypipe.show import rows_table, sized
+    from raypipe.show import sized
 
     if calibrate:
         typer.echo(f"measured: {costmodel.calibrate(gpu)}", err=True)
@@ -212,30 +85,30 @@ def plan(
     found = estimate(spec)
     found["predicted"] = taken = costmodel.predict(found, spec, rates, nodes) | {"rates": source}
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
-    console = _console()
-    console.print(rows_table([{"stage": s, "cells": n} for s, n in found["cells"].items() if n], ["stage", "cells"]))
+    say = console().print
+    print_rows([{"stage": s, "cells": n} for s, n in found["cells"].items() if n], ["stage", "cells"])
     for model, counts in found["patching"].items():
-        console.print("{}: {prompts} prompts, {targets} targets at {checkpoints} checkpoints".format(model, **counts))
+        say("{}: {prompts} prompts, {targets} targets at {checkpoints} checkpoints".format(model, **counts))
     if not found["languages"]:
         return
     rows = [{"language": language, **counts} for language, counts in found["languages"].items()]
-    console.print(rows_table(rows, ["language", "sentences", "words", "points"]))
+    print_rows(rows, ["language", "sentences", "words", "points"])
     for model, counts in found["models"].items():
         flops, size = sized(counts["forward_flops"], "FLOP"), sized(counts["state_bytes"], "B")
-        console.print(
+        say(
             f"{model}: {counts['checkpoints']} checkpoints, {counts['pieces']} tokens: {flops} forward, {size} of states"
         )
     passes, most = sized(found["kmeans_flops_per_pass"], "FLOP"), sized(found["kmeans_flops_most"], "FLOP")
-    console.print(
+    say(
         f"K-means: {passes} per pass over all clusterings, at most {most}; {found['in_group']} clusterings take more "
         f"than resources.memory and {found['in_group_for_time']} would leave workers idle: these are spread over all workers, "
         f"the others run whole in one, longest first; workers that hold the largest: {found['workers_that_hold_the_largest']}"
     )
-    console.print(f"memory per worker: {sized(found['memory_per_worker'], 'B')} at the peak")
+    say(f"memory per worker: {sized(found['memory_per_worker'], 'B')} at the peak")
     parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in taken["seconds"].items())
-    console.print(
+    say(
         f"predicted on {nodes} nodes: {taken['wall_seconds']:.3g} s ({parts}), limit: {taken['limit']}; "
         f"{sized(taken['storage_bytes'], 'B')} of storage, {sized(taken['network_bytes'], 'B')} over the network ({source})"
     )
@@ -286,7 +159,7 @@ def _run(spec: Any, run_dir: str | None, address: str, only: str | None, rerun: 
     from raypipe.show import patching_summary, summary
 
     place = run_dir or f"runs/{spec.name}"
-    watching = watcher(_console(stderr=True))
+    watching = watcher(console(stderr=True))
     failed: CellsFailed | None = None
     try:
         pipeline.run(spec, place, address, only=only, rerun=rerun, watcher=watching)
@@ -300,12 +173,12 @@ def _run(spec: Any, run_dir: str | None, address: str, only: str | None, rerun: 
         watching.close()
     finished = open_run(place)
     if only in (None, "scores", "patching", "report") and finished.report.is_file():
-        console = _console()
+        say = console().print
         if only != "patching" and (finished.path / "scores/calign.parquet").is_file():
-            console.print(summary(finished))
+            say(summary(finished))
         if only != "scores" and (finished.path / "patching/checkpoints.parquet").is_file():
-            console.print(patching_summary(finished))
-        console.print(f"report: {finished.report}", soft_wrap=True)
+            say(patching_summary(finished))
+        say(f"report: {finished.report}", soft_wrap=True)
     if failed:
         raise failed
 
@@ -317,27 +190,24 @@ def status(run: RunPath, as_json: Json = False) -> None:
     Example: `raypipe status runs/demo --json`
     """
     from raypipe.results import open_run
-    from raypipe.show import rows_table
     from raypipe.show import status as state
 
     found = state(open_run(run))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
-    console = _console()
     rows = [{"stage": stage, **counts} for stage, counts in found["stages"].items() if counts["planned"]]
-    console.print(rows_table(rows, ["stage", "planned", "done", "partial", "failed"], f"{found['name']} in {run}"))
+    print_rows(rows, ["stage", "planned", "done", "partial", "failed"], f"{found['name']} in {run}")
+    say = console().print
     for failure in found["failures"]:
-        console.print(
+        say(
             f"failed: {failure['cell']}: {failure['message']} (trace: {run.rstrip('/')}/{failure['file']})",
             markup=False,
             soft_wrap=True,
         )
     if found["logs"]:
-        console.print(
-            f"logs, a line per cell: {run.rstrip('/')}/{', '.join(found['logs'])}", markup=False, soft_wrap=True
-        )
-    console.print(f"report: {found['report'] or 'not written yet'}", soft_wrap=True)
+        say(f"logs, a line per cell: {run.rstrip('/')}/{', '.join(found['logs'])}", markup=False, soft_wrap=True)
+    say(f"report: {found['report'] or 'not written yet'}", soft_wrap=True)
 
 
 @app.command()
@@ -376,9 +246,9 @@ def show(
     else:
         raise GridError(f"show {what}: expected {', '.join(tables.SCORES)}, concepts or patching")
     if as_json:
-        _print_json([{name: value for name, value in row.items() if name != "words"} for row in rows])
+        print_json([{name: value for name, value in row.items() if name != "words"} for row in rows])
     elif rows or what == "warnings":  # of which none is an answer
-        _console().print(tables.rows_table(rows, columns))
+        print_rows(rows, columns)
     else:
         raise GridError(f"show {what}: no row fits; `raypipe show {run} {what}` lists all")
 
@@ -394,7 +264,7 @@ def report(run: RunPath) -> None:
     from raypipe.results import open_run
 
     found = open_run(run)
-    pipeline.run(found.grid, found.path, "inprocess", only="report", watcher=watcher(_console(stderr=True)))
+    pipeline.run(found.grid, found.path, "inprocess", only="report", watcher=watcher(console(stderr=True)))
     typer.echo(f"report: {found.report}")
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from raypipe.cli_output import print_rows
+
 annotate = typer.Typer(
     name="annotate",
     no_args_is_help=True,
@@ -43,10 +45,6 @@ def agree(
 
     Example: `raypipe annotate agreement sheet.key.csv anna.csv ben.csv`
     """
-    from rich.console import Console
-
-    from raypipe.show import rows_table
     from raypipe.stages.annotation import agreement
 
-    rows = agreement(key, sheets)
-    Console(width=200).print(rows_table(rows, ["first", "second", "items", "kappa", "agreed", "confused"]))
+    print_rows(agreement(key, sheets), ["first", "second", "items", "kappa", "agreed", "confused"])

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from raypipe.cli_output import RunPath, console
 from raypipe.errors import GridError
 
 
@@ -28,13 +29,11 @@ def import_files(
     `raypipe import mapping.json --source en.txt --target de.txt --out en-de.align`
     """
     if path.is_dir():
-        from rich.console import Console
-
         from raypipe.gridfile import setting_of
         from raypipe.importing import import_conceptx
         from raypipe.progress import Lines
 
-        lines = Lines(Console(stderr=True, width=400))
+        lines = Lines(console(stderr=True))
         run = import_conceptx(path, out, [setting_of(flag) for flag in settings or []], lines)
         typer.echo(f"{run.path}: {run.calign().num_rows} rows of CALIGN, {run.colap().num_rows} of COLAP")
     elif path.suffix == ".json":
@@ -66,7 +65,7 @@ def _dictionary(path: Path, out: str, max_bad_lines: int) -> str:
 
 
 def export_run(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or the URI of one in an object store.")],
+    run: RunPath,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")],
     format: Annotated[str, typer.Option(help="conceptx, the files of ConceptX and the released code.")] = "conceptx",
     points: Annotated[

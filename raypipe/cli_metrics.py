@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raypipe.cli_output import Json
 from raypipe.errors import GridError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from raypipe.science.calign import Calign
     from raypipe.science.thresholds import AlignThresholds
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Official = Annotated[
     bool, typer.Option("--official", help="Semantics of the published scripts; needs every threshold.")
 ]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from raypipe.cli_metrics import Json
+from raypipe.cli_output import Json, RunPath, print_json, print_rows
 
 CORRELATED = ["model?", "revision?", "task?", "measure", "component?", "layer", "setting?", "statistic", "n"]
 CORRELATED += ["r", "lo", "hi", "p", "least", "most", "note?"]
@@ -19,7 +17,7 @@ COMPARED += ["calign", "null_calign", "coverage", "colap", "ceiling"]
 
 
 def correlate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or the URI of one in an object store.")],
+    run: RunPath,
     scores: Annotated[
         Path, typer.Argument(metavar="SCORES.csv", help="Columns model, revision, source, target, task, score.")
     ],
@@ -43,9 +41,9 @@ def correlate(
     if not rows:
         raise GridError(f"correlate {run}: no row fits; leave out --layer and --task to see all")
     if as_json:
-        typer.echo(json.dumps({"rows": rows, "notes": notes}, ensure_ascii=False, indent=1))
+        print_json({"rows": rows, "notes": notes})
         return
-    _print(rows, CORRELATED)
+    print_rows(rows, CORRELATED)
     for note in notes:
         typer.echo(note)
 
@@ -69,15 +67,6 @@ def compare(
     if not rows:
         raise GridError(f"compare: no row of layer {layer}; leave out --layer to see all")
     if as_json:
-        typer.echo(json.dumps(rows, ensure_ascii=False, indent=1))
+        print_json(rows)
         return
-    _print(rows, COMPARED)
-
-
-def _print(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    from rich.console import Console
-
-    from raypipe.show import rows_table
-
-    console = Console()
-    (console if console.is_terminal else Console(width=400)).print(rows_table(rows, columns))
+    print_rows(rows, COMPARED)

@@ -18,7 +18,8 @@ from conftest import Done
 
 import raypipe
 from raypipe import cli
-from raypipe.cli import FLAGS, app
+from raypipe.cli import app
+from raypipe.cli_grid import FLAGS
 from raypipe.errors import CellsFailed
 from raypipe.grid import Grid
 from raypipe.gridfile import load_grid

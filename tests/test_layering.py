@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "raypipe"
 LEVELS = [
     {"cli"},
-    {"cli_tables"},
-    {"cli_metrics", "cli_exchange", "cli_annotate"},
+    {"cli_annotate", "cli_exchange", "cli_grid", "cli_metrics", "cli_tables"},
+    {"cli_output"},
     {"importing", "costmodel"},
     {"planning", "show", "correlate", "compare", "exporting", "importing_states"},
     {"pipeline"},
