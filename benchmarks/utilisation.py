@@ -38,7 +38,7 @@ class Clock(Silent):
     def start(self, stage: str, total: int, unit: str) -> None:
         self.began = time.perf_counter()
 
-    def advance(self, n: int = 1) -> None:
+    def advance(self) -> None:
         self.ended = time.perf_counter()
 
 

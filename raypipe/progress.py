@@ -18,8 +18,8 @@ class Silent:
     def start(self, stage: str, total: int, unit: str) -> None:
         """A stage begins."""
 
-    def advance(self, n: int = 1) -> None:
-        """Pieces are done."""
+    def advance(self) -> None:
+        """A piece is done."""
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -42,9 +42,9 @@ class Lines(Silent):
         self._began = self._said = time.monotonic()
         self.note(f"{stage}: {total} {unit} to do")
 
-    def advance(self, n: int = 1) -> None:
-        """Pieces are done; a line at most every `LINE_SECONDS`, and one at the end."""
-        self._done += n
+    def advance(self) -> None:
+        """A piece is done; a line at most every `LINE_SECONDS`, and one at the end."""
+        self._done += 1
         now = time.monotonic()
         if now - self._said < LINE_SECONDS and self._done < self._total:
             return
@@ -81,10 +81,10 @@ class Bars(Silent):
         """A stage begins."""
         self._task = self._bars.add_task(stage, total=total, unit=unit, rate="")
 
-    def advance(self, n: int = 1) -> None:
-        """Pieces are done."""
+    def advance(self) -> None:
+        """A piece is done."""
         task = next(t for t in self._bars.tasks if t.id == self._task)
-        self._bars.update(self._task, advance=n, rate=f"{task.speed:.1f}/s" if task.speed else "")
+        self._bars.update(self._task, advance=1, rate=f"{task.speed:.1f}/s" if task.speed else "")
 
     def note(self, text: str) -> None:
         """Something worth a line."""

@@ -21,7 +21,7 @@ from raypipe.science.agreement import agreement, best_jaccard
 from raypipe.science.incidence import IntArray
 from raypipe.stages.concepts import scopes
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.parts import incomplete, part
+from raypipe.stages.parts import part
 from raypipe.stages.plan import Plan, clustering_place, scope_name
 
 NAME, VERSION = "agreement", 1
@@ -48,9 +48,7 @@ def cells(plan: Plan, clustered: list[Cell]) -> list[Cell]:
 def run(context: Context, left: list[Cell]) -> None:
     """Compares what is not compared yet; where a clustering failed, the rows say so and the next run compares it again."""
     context.watcher.start(NAME, len(left), "layers")
-    items = [_item(context, cell) for cell in left]
-    for cell, receipt in context.each(context.cluster.map(work, items), left):
-        context.finish(incomplete(cell) if receipt["missing"] else cell, receipt)
+    context.map_cells(work, left, [_item(context, cell) for cell in left])
 
 
 def _item(context: Context, cell: Cell) -> Item:

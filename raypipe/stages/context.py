@@ -12,6 +12,7 @@ import numpy as np
 
 from raypipe.errors import RunError
 from raypipe.rundir import Cell, RunDir
+from raypipe.stages.parts import incomplete
 from raypipe.stages.plan import Plan
 from raypipe.storage import below
 
@@ -46,8 +47,8 @@ class Watcher(Protocol):
     def start(self, stage: str, total: int, unit: str) -> None:
         """A stage begins with `total` pieces to do."""
 
-    def advance(self, n: int = 1) -> None:
-        """`n` more pieces are done."""
+    def advance(self) -> None:
+        """One more piece is done."""
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -116,10 +117,18 @@ class Context:
             else:
                 self.fail(cells[index], result.message, result.trace)
 
-    def map_cells(self, work: Callable[[Item], Receipt], cells: Sequence[Cell], items: Sequence[Item]) -> None:
-        """Runs one piece of work per cell and writes each mark as its result comes."""
+    def map_cells(self, work: Callable[[Item], Receipt], cells: Sequence[Cell], items: Sequence[Item]) -> int:
+        """Runs one piece of work per cell and writes each mark as its result comes.
+
+        Returns:
+            The cells with rows that lack an input (`missing` in the receipt), which the next run makes again.
+        """
+        lacking = 0
         for cell, receipt in self.each(self.cluster.map(work, items), cells):
-            self.finish(cell, receipt)
+            lacks = receipt.get("missing", 0) > 0
+            self.finish(incomplete(cell) if lacks else cell, receipt)
+            lacking += lacks
+        return lacking
 
     def finish(self, cell: Cell, receipt: Receipt) -> None:
         """Writes the cell's mark from a receipt {"files", "seconds", …}."""

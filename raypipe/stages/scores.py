@@ -96,11 +96,7 @@ def groups(grid: Grid) -> list[tuple[str, ...]]:
 def run(context: Context, left: list[Cell]) -> None:
     """Scores every pair that is not there yet; where a clustering failed, the rows say so and the next run scores it again."""
     context.watcher.start(NAME, len(left), "pairs")
-    items, lacking = [_item(context, cell) for cell in left], 0
-    for cell, receipt in context.each(context.cluster.map(work, items), left):
-        context.finish(incomplete(cell) if receipt["missing"] else cell, receipt)
-        lacking += receipt["missing"] > 0
-    if lacking:
+    if lacking := context.map_cells(work, left, [_item(context, cell) for cell in left]):
         context.watcher.note(f"scores: {lacking} of {len(left)} pairs lack a clustering; those rows say input_failed")
 
 

@@ -39,7 +39,7 @@ from raypipe.science.similarity import anc, centred, cka, mexa, retrieval
 from raypipe.stages import meanings
 from raypipe.stages.annotated import read_marks
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.parts import incomplete, part
+from raypipe.stages.parts import part
 from raypipe.stages.plan import Plan, clustering_place, joint, scope_name
 from raypipe.statefile import read_layer
 
@@ -99,11 +99,7 @@ def cells(plan: Plan, made: dict[str, list[Cell]]) -> list[Cell]:
 def run(context: Context, left: list[Cell]) -> None:
     """Measures every pair that is not there yet; where an input failed, the rows say so and the next run measures it again."""
     context.watcher.start(NAME, len(left), "pairs")
-    items, lacking = [_item(context, cell) for cell in left], 0
-    for cell, receipt in context.each(context.cluster.map(work, items), left):
-        context.finish(incomplete(cell) if receipt["missing"] else cell, receipt)
-        lacking += receipt["missing"] > 0
-    if lacking:
+    if lacking := context.map_cells(work, left, [_item(context, cell) for cell in left]):
         context.watcher.note(f"similarity: {lacking} of {len(left)} pairs lack an input; those rows say input_failed")
 
 
