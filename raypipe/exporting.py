@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,11 +19,11 @@ import yaml
 from raypipe.errors import RunError
 from raypipe.interop import alignments, arrays, clusterfiles, dictionaries
 from raypipe.results import Run
-from raypipe.rundir import RunDir
+from raypipe.rundir import RunDir, axes_of
 from raypipe.schema import arrow_schema
 from raypipe.stages.plan import alignment_files, language_of
 from raypipe.statefile import read_layer
-from raypipe.storage import Place, below
+from raypipe.storage import Place
 
 LEXICON = "lexicon/{source}-{target}.txt"
 
@@ -46,7 +45,7 @@ def export_conceptx(run: str | Place, out: Path, points: str | None = None) -> d
     folder = RunDir.open(run)
     if out.exists() and any(out.iterdir()):
         raise RunError(f"{out}: is not empty; choose another --out")
-    cells = _finished(folder, "concepts")
+    cells = list(folder.finished("concepts"))
     if not cells:
         raise RunError(
             f"{run}: holds no clustering yet; finish it with `raypipe run {folder.path / 'grid.yaml'} --run {run}`"
@@ -62,7 +61,7 @@ def export_conceptx(run: str | Place, out: Path, points: str | None = None) -> d
 
 def _write_all(folder: RunDir, cells: list[str], out: Path, points: str | None) -> dict[str, int]:
     _write_grid(folder, out)
-    lines = folder.mark_at("corpus", _finished(folder, "corpus")[0]).receipt["lines"]  # type: ignore[union-attr]
+    lines = folder.mark_at("corpus", next(iter(folder.finished("corpus")))).receipt["lines"]  # type: ignore[union-attr]
     for cell in cells:
         _write_clusters(folder, cell, out / cell / "clusters.txt", lines)
     scopes = sorted({re.findall("^.*/scope=[^/]*", cell)[0] for cell in cells}) if points else []
@@ -74,16 +73,6 @@ def _write_all(folder: RunDir, cells: list[str], out: Path, points: str | None) 
         "dictionaries": _write_dictionaries(folder, out),
         "mappings": _write_mappings(folder, out),
     }
-
-
-def _finished(folder: RunDir, stage: str) -> list[str]:
-    """The paths of a stage's finished cells."""
-    return [name.removesuffix(".json") for name in below(folder.path / "_done" / stage, "*.json")]
-
-
-def axes_of(cell: str) -> dict[str, str]:
-    """The axes of a cell's path, `model=M/revision=R`."""
-    return {axis: unquote(value) for axis, _, value in (part.partition("=") for part in cell.split("/"))}
 
 
 def _write_grid(folder: RunDir, out: Path) -> None:
@@ -142,13 +131,13 @@ def _write_points(folder: RunDir, scope: str, out: Path, lines: int, double: boo
 def _write_dictionaries(folder: RunDir, out: Path) -> int:
     """Every dictionary as arrow lines, or where one of them has no probabilities all in the style of MUSE."""
     found: dict[str, dictionaries.Dictionary] = {}
-    for cell in _finished(folder, "lexicon"):
+    for cell, axes in folder.finished("lexicon").items():
         entries: dict[str, list[dictionaries.Entry]] = {}
         table = folder.read_table(f"lexicon/{cell}.parquet", ["source_word", "target_word", "probability", "count"])
         for source, *entry in zip(*table.to_pydict().values(), strict=True):
             entries.setdefault(source, []).append(dictionaries.Entry(*entry))
         whole = {source: tuple(ranked) for source, ranked in entries.items()}
-        found[LEXICON.format(**axes_of(cell))] = dictionaries.Dictionary(whole)
+        found[LEXICON.format(**axes)] = dictionaries.Dictionary(whole)
     plain = any(e.probability is None for words in found.values() for ranked in words.entries.values() for e in ranked)
     for name, words in found.items():
         (out / name).parent.mkdir(exist_ok=True)

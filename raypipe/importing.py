@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from raypipe import pipeline
 from raypipe.errors import InputError
-from raypipe.exporting import LEXICON, axes_of
+from raypipe.exporting import LEXICON
 from raypipe.grid import Grid
 from raypipe.gridfile import load_grid
 from raypipe.importing_states import States, complete, imported_states, write_states
@@ -27,7 +27,7 @@ from raypipe.interop.dictionaries import detect_format
 from raypipe.models.locate import Checkpoint, ModelFacts, natural
 from raypipe.progress import Silent
 from raypipe.results import Run
-from raypipe.rundir import Cell, RunDir, digest, file_digest
+from raypipe.rundir import Cell, RunDir, axes_of, digest, file_digest
 from raypipe.schema import arrow_schema
 from raypipe.stages import concepts, lexicon, scores
 from raypipe.stages.plan import Plan, clustering, language_of, lexicon_files

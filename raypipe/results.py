@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ from raypipe.gridfile import load_grid
 from raypipe.rundir import RunDir
 from raypipe.schema import arrow_schema
 from raypipe.statefile import read_layer
-from raypipe.storage import Place, below
+from raypipe.storage import Place
 
 _ONE = "its grid has one {} alone, so there is nothing to compare"
 KINDS = {
@@ -198,11 +197,7 @@ class Run:
         """The hive path of the one finished cell of a stage that fits the axes."""
         unnamed = {"algorithm": "kmeans"} if stage == "concepts" else {}
         units = "clusterings" if stage == "concepts" else "extractions"
-        cells = [name.removesuffix(".json") for name in below(self.path / "_done" / stage, "*.json")]
-        keys = {
-            cell: unnamed | {a: unquote(v) for a, _, v in (part.partition("=") for part in cell.split("/"))}
-            for cell in cells
-        }
+        keys = {cell: unnamed | axes for cell, axes in self._dir.finished(stage).items()}
         wanted = {axis: _plain(value) for axis, value in axes.items() if value is not None}
         fitting = [
             cell for cell, key in keys.items() if all(_plain(key.get(axis)) == value for axis, value in wanted.items())

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,11 @@ def file_digest(path: str | Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def axes_of(path: str) -> dict[str, str]:
+    """The axes that a cell's path names; see `Cell.path`."""
+    return {axis: unquote(value) for axis, _, value in (part.partition("=") for part in path.split("/"))}
 
 
 @dataclass(frozen=True)
@@ -312,6 +317,11 @@ class RunDir:
             return Mark(**self._json(f"{_MARKS}/{stage}/{path}.json"))
         except FileNotFoundError:
             return None
+
+    def finished(self, stage: str) -> dict[str, dict[str, str]]:
+        """The axes of each finished cell of a stage, by its path."""
+        paths = [name.removesuffix(".json") for name in below(self.path / _MARKS / stage, "*.json")]
+        return {path: axes_of(path) for path in paths}
 
     def is_done(self, cell: Cell) -> bool:
         """Whether the cell's result is there and serves.
