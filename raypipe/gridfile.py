@@ -17,15 +17,8 @@ from raypipe.grid import Grid
 from raypipe.storage import Place, place
 
 FILES = (
-    *(("corpus", name) for name in ("path", "labels", "upos")),
-    *(
-        ("words", "alignment"),
-        ("lexicon", "path"),
-        ("similarity", "concept_table"),
-        ("similarity", "am2ico"),
-        ("patching", "table"),
-        ("patching", "frequencies"),
-    ),
+    *("corpus.path", "corpus.labels", "corpus.upos", "words.alignment", "lexicon.path"),
+    *("similarity.concept_table", "similarity.am2ico", "patching.table", "patching.frequencies"),
 )
 ALIASED = 10  # values that a character of a grid may stand for
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")  # toy:, s3://, … are not relative paths
@@ -51,7 +44,7 @@ def load_grid(path: str | Place | None, overrides: Sequence[tuple[str, Any]] = (
     for field, value in overrides:
         if field == "models":
             data["models"] = _models(data.get("models"), value)
-        elif isinstance(value, str) and (re.fullmatch(r"models\.\d+\.path", field) or tuple(field.split(".")) in FILES):
+        elif isinstance(value, str) and (re.fullmatch(r"models\.\d+\.path", field) or field in FILES):
             _set(data, field, (_if_there if field.startswith("models.") else _absolute)(value, Path.cwd()))
         else:
             _set(data, field, value)
@@ -156,10 +149,11 @@ def _plain_yaml(text: str) -> Any:
 
 
 def _absolute_paths(data: dict[str, Any], base: Path) -> None:
-    for part, name in FILES:
+    for field in FILES:
+        part, name = field.split(".")
         section = data.get(part)
         if isinstance(section, dict) and isinstance(section.get(name), str):
-            local = not ((part, name) == ("corpus", "path") and section.get("format") == "datasets")
+            local = not (field == "corpus.path" and section.get("format") == "datasets")
             section[name] = _absolute(section[name], base) if local else _if_there(section[name], base)
     models = data.get("models")
     for model in models if isinstance(models, list) else [models]:

@@ -185,7 +185,8 @@ def open_context(plan: Plan, where: Place, watcher: Silent | None) -> Context:
         RunError: It cannot be written, or holds something else.
     """
     where = where.absolute() if isinstance(where, Path) else where  # workers have working directories of their own
-    return Context(RunDir.create(where, plan.grid.name), plan, _Unused(), watcher or Silent())
+    run = RunDir.create(where, plan.grid.name)
+    return Context(run, plan, None, watcher or Silent())  # type: ignore[arg-type]  # a cluster comes with work to do
 
 
 def run_cells(
@@ -236,17 +237,6 @@ def _check_inputs(folder: RunDir, only: str | None, cells: Cells, again: tuple[s
             raise RunError(
                 f"--only {only}: {folder.path} holds no result of the stage {name}; run that first, or without --only"
             )
-
-
-class _Unused:
-    """Stands where the cluster would be when there is nothing to do."""
-
-    name = ""
-    resources: Any = None
-    map: Any = None
-    stream: Any = None
-    points: Any = None
-    on_other_nodes: Any = None
 
 
 def _work(context: Context, cells: Cells, only: str | None, again: tuple[str, ...], address: str) -> None:

@@ -26,23 +26,8 @@ OPENING = {
     for metric, defaults in (("calign", CalignSettings()), ("colap", ColapSettings()))
 }
 _SOURCES = {
-    "calign": {
-        "value": "calign",
-        "count": "aligned",
-        "ref": "null_calign",
-        "ref_sd": "null_sd",
-        "ref_max": "null_max",
-        "ci_lo": "lo",
-        "ci_hi": "hi",
-    },
-    "colap": {
-        "value": "colap",
-        "count": "overlapping",
-        "ref": "permuted_colap",
-        "ref_sd": "permuted_sd",
-        "ci_lo": "lo",
-        "ci_hi": "hi",
-    },
+    "calign": {"value": "calign", "count": "aligned", "ref": "null_calign", "ref_sd": "null_sd", "ref_max": "null_max"},
+    "colap": {"value": "colap", "count": "overlapping", "ref": "permuted_colap", "ref_sd": "permuted_sd"},
 }
 _BESIDE = ("banded_mean", "labels_mean", "clusterings_mean")  # nulls of CALIGN beside the shuffled dictionary
 _KEYS = ["model", "name", "component", "group", "layer", "pair"]
@@ -151,7 +136,7 @@ def _named(table: pa.Table, metric: str) -> pd.DataFrame:
 
 
 def _averaged(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
-    for new, old in _SOURCES[metric].items():
+    for new, old in (_SOURCES[metric] | {"ci_lo": "lo", "ci_hi": "hi"}).items():
         raw[new] = raw[old]
     raw["ref_max"] = raw.get("ref_max", np.nan)
     others = [name for name in _BESIDE if name in raw]

@@ -25,12 +25,9 @@ def rests(tables: Mapping[str, pa.Table]) -> dict[str, list[dict[str, Any]]]:
         `conclusions`: per metric and kind, there and between checkpoints, how many statements hold, and the weakest one;
         `agreement`: per state and axis, means over layers, scopes and settings.
     """
-    made = {name: tables[name].to_pandas() for name in ("robustness", "conclusions", "agreement") if name in tables}
-    return {
-        "ranges": _ranges(made["robustness"]) if "robustness" in made else [],
-        "conclusions": _conclusions(made["conclusions"]) if "conclusions" in made else [],
-        "agreement": _agreement(made["agreement"]) if "agreement" in made else [],
-    }
+    made = {"ranges": ("robustness", _ranges), "conclusions": ("conclusions", _conclusions)}
+    made |= {"agreement": ("agreement", _agreement)}
+    return {name: make(tables[table].to_pandas()) if table in tables else [] for name, (table, make) in made.items()}
 
 
 def _last(frame: pd.DataFrame) -> pd.DataFrame:
