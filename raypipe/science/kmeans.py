@@ -7,7 +7,7 @@ precision and bounds carried from pass to pass only save work. Shapes: n points,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -33,6 +33,7 @@ CHECKPOINT_PASSES = 5  # of one start, between two savings
 UNIT_TOLERANCE = 1e-5  # of the length of a point of a spherical fit
 
 
+@dataclass(eq=False)
 class KMeans:
     """K-means of one array of points.
 
@@ -54,53 +55,21 @@ class KMeans:
     After `fit`: centroids [k, d] float32, labels [n] int32, inertia, n_iter, history and seeding as in `Fit`.
     """
 
-    centroids: F32
-    labels: I32
-    inertia: float
-    n_iter: int
-    history: list[tuple[float, int]]
-    seeding: Seeding
-
-    def __init__(
-        self,
-        k: int,
-        *,
-        init: Init = "k-means++",
-        n_init: int = 1,
-        seed: int = 0,
-        max_iter: int = MAX_ITER,
-        tol: float = TOL,
-        spherical: bool = False,
-        precision: Precision = "auto",
-        threads: int = 1,
-        device: str | None = None,
-    ) -> None:
-        self.k = k
-        self.init: Init = init
-        self.n_init = n_init
-        self.seed = seed
-        self.max_iter = max_iter
-        self.tol = tol
-        self.spherical = spherical
-        self.precision: Precision = precision
-        self.threads = threads
-        self.device = device
+    k: int
+    _: KW_ONLY
+    init: Init = "k-means++"
+    n_init: int = 1
+    seed: int = 0
+    max_iter: int = MAX_ITER
+    tol: float = TOL
+    spherical: bool = False
+    precision: Precision = "auto"
+    threads: int = 1
+    device: str | None = None
 
     def fit(self, X: ArrayLike) -> KMeans:
         """Cluster the points X, [n, d]; anything but float32 is converted. Errors as in `fit`."""
-        result = fit(
-            self._points(X),
-            self.k,
-            init=self.init,
-            n_init=self.n_init,
-            seed=self.seed,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            spherical=self.spherical,
-            precision=self.precision,
-            threads=self.threads,
-            device=self.device,
-        )
+        result = fit(self._points(X), **{field.name: getattr(self, field.name) for field in fields(self)})
         self.centroids, self.labels = result.centroids, np.concatenate(result.labels)
         self.inertia, self.n_iter, self.history = result.inertia, result.n_iter, result.history
         self.seeding = result.seeding
@@ -157,17 +126,7 @@ def fit(
             length, with `spherical`; a device that is not there; a checkpoint of another fit; a label that brute force does
             not confirm.
     """
-    counts = {"k": k, "n_init": n_init, "max_iter": max_iter, "threads": threads}
-    if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts.values()):
-        raise ClusteringError(
-            f"{', '.join(f'{n}={c}' for n, c in counts.items())}: each must be a whole number from 1 on"
-        )
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ClusteringError(f"seed={seed}: expected a whole number from 0 on")
-    if not 0 <= tol < np.inf:
-        raise ClusteringError(f"tol={tol}: expected a number from 0 on")
-    if precision not in get_args(Precision):
-        raise ClusteringError(f"precision {precision!r} is unknown; choose one of {', '.join(get_args(Precision))}")
+    _check({"k": k, "n_init": n_init, "max_iter": max_iter, "threads": threads}, seed, tol, precision)
     frame = measure(points, threads, precision, device)
     if frame.starts[-1] == 0:
         raise too_few(k, 0)
@@ -191,6 +150,19 @@ def fit(
         progress = None
     assert best is not None  # noqa: S101  (n_init is at least 1)
     return _verified(points, frame, best, generator(seed, n_init))
+
+
+def _check(counts: dict[str, int], seed: int, tol: float, precision: str) -> None:
+    if not all(isinstance(count, int | np.integer) and count >= 1 for count in counts.values()):
+        raise ClusteringError(
+            f"{', '.join(f'{n}={c}' for n, c in counts.items())}: each must be a whole number from 1 on"
+        )
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ClusteringError(f"seed={seed}: expected a whole number from 0 on")
+    if not 0 <= tol < np.inf:
+        raise ClusteringError(f"tol={tol}: expected a number from 0 on")
+    if precision not in get_args(Precision):
+        raise ClusteringError(f"precision {precision!r} is unknown; choose one of {', '.join(get_args(Precision))}")
 
 
 def _verified(points: Points, frame: Frame, best: Fit, random: np.random.Generator) -> Fit:
