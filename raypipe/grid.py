@@ -26,13 +26,14 @@ from raypipe.gridpatching import PatchingSettings
 from raypipe.gridscores import (
     LIMITS,
     OF_SENTENCES,
+    Axis,
     CalignSettings,
     ColapSettings,
+    Listed,
     Natural,
     Part,
     Positive,
     SimilaritySettings,
-    listed,
     unique,
 )
 from raypipe.gridtext import Corpus, Lexicon, Words
@@ -66,12 +67,12 @@ class Model(Part):
 
     name: Short = Field(description="Short name used in folders, tables and flags.")
     path: str = Field(min_length=1, description="Local directory, Hub id, toy:encoder or toy:decoder.")
-    revisions: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
+    revisions: Axis[str] = Field(
         ("main",),
         description="Checkpoint sub-directories (names, a glob, all), a Hub revision, random:SEED, or sampled:POLICY (all, olmo, apertus, "
         "eurollm or log_tokens:K of the names that say a step; others are left out, which patching tells).",
     )
-    components: Annotated[tuple[Literal["encoder", "decoder"], ...], BeforeValidator(listed)] | None = Field(
+    components: Listed[Literal["encoder", "decoder"]] | None = Field(
         None, description="Parts of the model to read, encoder or decoder; null reads all that it has."
     )
     trained_on: tuple[Short, ...] | None = Field(
@@ -89,7 +90,7 @@ class Model(Part):
         None, description="What its encoder reads beside the decoder, where that differs from `states.source`."
     )
 
-    @field_validator("revisions", "components")
+    @field_validator("components")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         return value if value is None else unique(value)
@@ -114,7 +115,7 @@ class States(Part):
         "language (pair): states and scopes of these decoders are then made for each pair, those of other components are not.",
     )
     final_norm: bool = Field(True, description="Last layer after the final norm; false takes it before.")
-    also: Annotated[tuple[Literal["sentences", "neurons"], ...], BeforeValidator(listed)] = Field(
+    also: Listed[Literal["sentences", "neurons"]] = Field(
         (), description="States kept beside those of words, from the same forward: sentences, neurons."
     )
     long_sentences: Literal["window", "skip", "error"] = Field(
@@ -127,15 +128,13 @@ class States(Part):
 class Concepts(Part):
     """The clustering of each scope."""
 
-    algorithm: Annotated[
-        tuple[Literal["kmeans", "spherical", "minibatch", "agglomerative"], ...], BeforeValidator(listed)
-    ] = Field(
+    algorithm: Axis[Literal["kmeans", "spherical", "minibatch", "agglomerative"]] = Field(
         ("kmeans",),
         description="One clustering per algorithm: K-means of points, of directions (spherical) or in mini-batches; Ward's tree of "
         "at most 20,000 points, with the nearest mean for the others (agglomerative).",
     )
-    k: Annotated[tuple[Positive, ...], BeforeValidator(listed)] = Field((600,), description="Concepts per scope.")
-    seeds: Annotated[tuple[Natural, ...], BeforeValidator(listed)] = Field((0,), description="One clustering per seed.")
+    k: Axis[Positive] = Field((600,), description="Concepts per scope.")
+    seeds: Axis[Natural] = Field((0,), description="One clustering per seed.")
     n_init: Positive = Field(1, description="Starts per seed; the best inertia is kept.")
     max_iter: Positive = Field(300, description="Most passes over the points.")
     tol: float = Field(1e-4, ge=0, description="Stop below this squared shift, in mean feature variances.")
@@ -149,8 +148,6 @@ class Concepts(Part):
         description="Points of a scope that are clustered, drawn by the seed and the same for every algorithm; the others go to the "
         "nearest centroid. null clusters all. A sampled clustering runs in one worker.",
     )
-
-    _not_empty = field_validator("algorithm", "k", "seeds")(unique)
 
 
 class Dtype(Part):
@@ -177,7 +174,7 @@ class Grid(Part):
     """
 
     name: Short = Field("run", description="Name of the grid; the default run directory is runs/NAME.")
-    models: Annotated[tuple[Model, ...], BeforeValidator(listed)] = Field(description="Models to read.")
+    models: Axis[Model] = Field(description="Models to read.")
     layers: Annotated[Literal["all"] | Every | tuple[int, ...], BeforeValidator(_layer_form)] = Field(
         "all", description="all, a list of layer ids, or {every: n}."
     )
@@ -205,7 +202,7 @@ class Grid(Part):
     dtype: Dtype = Field(Dtype(), description="Number formats.")
     resources: Resources = Field(Resources(), description="What a worker takes.")
 
-    _not_empty = field_validator("models", "languages")(unique)
+    _not_empty = field_validator("languages")(unique)
 
     @field_validator("warnings")
     @classmethod

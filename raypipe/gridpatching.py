@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field
 
-from raypipe.gridscores import Natural, Part, Positive, listed, unique
+from raypipe.gridscores import Axis, Natural, Part, Positive
 
 Setting = Literal["seen", "seen_fixed_k", "seen_disjoint", "tgt", "tgt_tgt", "en_en", "self", "src_matched"]
 ENGLISH = "en"
@@ -36,7 +36,7 @@ class PatchingSettings(Part):
     names: dict[str, str] = Field(
         {}, description="How languages call themselves in prompts, where the built-in name is missing or another."
     )
-    settings: Annotated[tuple[Setting, ...], BeforeValidator(listed)] = Field(
+    settings: Axis[Setting] = Field(
         ("seen", "tgt", "tgt_tgt", "en_en", "self"),
         description="Where the states put in come from; also seen_fixed_k (seen from as many source prompts for every target), "
         "seen_disjoint (seen without the source prompts in whose languages s may start like in O) "
@@ -55,8 +55,6 @@ class PatchingSettings(Part):
     window: Positive | None = Field(
         None, description="Blocks whose outputs are replaced, from the start layer on; null takes all that follow."
     )
-
-    _not_empty = field_validator("settings")(unique)
 
     def directions(self, languages: Sequence[str]) -> list[tuple[str, str]]:
         """The (input, output) languages of the patched prompts, in the order of `languages`.

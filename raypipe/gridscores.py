@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Measure = Literal[
     "cka",
@@ -44,6 +44,7 @@ LIMITS = {  # of the warnings that have one, concept_metrics.md section 7; UNKNO
 Fraction01 = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**63 - 2)]
+T = TypeVar("T")
 
 
 class Part(BaseModel):
@@ -72,6 +73,12 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+Listed = Annotated[tuple[T, ...], BeforeValidator(listed)]
+"""Values; a single one is a list of one."""
+Axis = Annotated[tuple[T, ...], BeforeValidator(listed), AfterValidator(unique)]
+"""At least one value and none twice."""
+
+
 def names_both(field: str, path: str) -> None:
     """Raises ValueError where a file of a pair does not name both languages."""
     if not {"{source}", "{target}"} <= set(re.findall(r"\{\w+\}", path)):
@@ -81,16 +88,10 @@ def names_both(field: str, path: str) -> None:
 class CalignSettings(Part):
     """Thresholds of CALIGN (spec 3.1)."""
 
-    theta: Annotated[tuple[Fraction01, ...], BeforeValidator(listed)] = Field(
-        (0.8,), description="theta_align, fraction of types."
-    )
-    translations: Annotated[tuple[Positive, ...], BeforeValidator(listed)] = Field(
-        (10,), description="Best translations per word."
-    )
-    min_types: Annotated[tuple[Positive, ...], BeforeValidator(listed)] = Field(
-        (5,), description="Least types of a source concept."
-    )
-    size_ratio: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(listed)] = Field(
+    theta: Axis[Fraction01] = Field((0.8,), description="theta_align, fraction of types.")
+    translations: Axis[Positive] = Field((10,), description="Best translations per word.")
+    min_types: Axis[Positive] = Field((5,), description="Least types of a source concept.")
+    size_ratio: Axis[Annotated[float, Field(ge=0, le=1)]] = Field(
         (0.6,), description="Least smaller/larger type count; 0 = off."
     )
     placings: Literal["same", "all"] = Field(
@@ -109,8 +110,6 @@ class CalignSettings(Part):
         description="Bootstrap samples of the sentences whose spread gives the interval, two or more; 0 = no interval.",
     )
 
-    _not_empty = field_validator("theta", "translations", "min_types", "size_ratio")(unique)
-
     @field_validator("resamples")
     @classmethod
     def _spread(cls, value: int) -> int:
@@ -122,12 +121,8 @@ class CalignSettings(Part):
 class ColapSettings(Part):
     """Thresholds of COLAP (spec 3.2)."""
 
-    theta: Annotated[tuple[float, ...], BeforeValidator(listed)] = Field(
-        (0.3,), description="theta_overlap, fraction of what is counted."
-    )
-    min_types: Annotated[tuple[Positive, ...], BeforeValidator(listed)] = Field(
-        (1,), description="Least types of a concept."
-    )
+    theta: Axis[float] = Field((0.3,), description="theta_overlap, fraction of what is counted.")
+    min_types: Axis[Positive] = Field((1,), description="Least types of a concept.")
     rule: str = Field(
         "all", pattern=r"^(all|at_least:\d+)$", description="Languages that must reach theta: all, or at_least:m."
     )
@@ -143,8 +138,6 @@ class ColapSettings(Part):
     resamples: Natural = Field(
         200, description="Bootstrap samples of the sentences drawn for the interval; 0 = no interval."
     )
-
-    _not_empty = field_validator("theta", "min_types")(unique)
 
     @field_validator("theta")
     @classmethod
@@ -162,7 +155,7 @@ class ColapSettings(Part):
 class SimilaritySettings(Part):
     """The neighbouring measures of each pair at each layer."""
 
-    measures: Annotated[tuple[Measure, ...], BeforeValidator(listed)] = Field(
+    measures: Listed[Measure] = Field(
         (),
         description="cka, mexa, anc and language_probe (states of sentences: `states.also`), retrieval (of the lexicon's words), "
         "stability (of concepts between `concepts.seeds`), expert_overlap (states of neurons and `corpus.labels`), structural_rsa "
