@@ -209,7 +209,7 @@ def test_the_format_of_a_dictionary_is_told_from_its_content(
     ):
         file.write_text(line)
         found = yaml.safe_load(command("grid", grid_file, "--lexicon", f"~/{pattern}").out)["lexicon"]
-        assert found == {"format": kind, "path": str(tmp_path / pattern), "induce": None, "lines": None}
+        assert (found["format"], found["path"]) == (kind, str(tmp_path / pattern))
 
 
 @pytest.mark.parametrize(
