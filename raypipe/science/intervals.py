@@ -96,7 +96,8 @@ def estimate(
 def around(value: float, boots: ArrayLike, least: float, most: float) -> FloatArray:
     """Draws moved to the value, within the measure's range: of a measure that a resample's own noise moves to one side."""
     draws = np.asarray(boots, np.float64)
-    return np.clip(draws + (value - draws.mean()), least, most)
+    moved: FloatArray = np.clip(draws + (value - draws.mean()), least, most)
+    return moved
 
 
 def percentiles(boots: ArrayLike) -> tuple[float | None, float | None]:
