@@ -60,6 +60,10 @@ class Run:
         """Every aligned pair of concepts with its word pairs."""
         return self._scores("aligned")
 
+    def source_concepts(self) -> pa.Table:
+        """Every source concept of a direction, with its types, those covered, and its best target."""
+        return self._scores("source_concepts")
+
     def colap(self) -> pa.Table:
         """COLAP per model, revision, layer, scope, k, seed and thresholds."""
         return self._scores("colap")

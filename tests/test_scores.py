@@ -68,6 +68,7 @@ class Bench:
         balance: str = "none",
         lexicon: dict[str, str] | None = None,
         normalise: str = "none",
+        translations: Sequence[int] = (10,),
     ) -> dict[str, Any]:
         """Scores the pair en-de at the layers 1 and 3."""
         grid = Grid(
@@ -81,6 +82,7 @@ class Bench:
                 "theta": theta,
                 "min_types": 2,
                 "size_ratio": [0, 0.6],
+                "translations": translations,
                 "null_draws": draws,
                 "resamples": 2 * draws,
             },
@@ -194,6 +196,31 @@ def test_entries_that_the_dictionary_lost_stand_in_its_rows(whole: Bench) -> Non
     rows = whole.part("calign").to_pylist()
     assert {tuple(row[name] for name in COUNTED) for row in rows} == {tuple(COUNTED.values())}
     assert all(row["mutual"] is not None for row in rows)
+
+
+def test_every_source_concept_has_its_best_target_at_each_number_of_translations(whole: Bench) -> None:
+    whole.work(BOTH, translations=[1, 3])
+    rows = whole.part("source_concepts").to_pylist()
+    assert len(rows) == 2 * 2 * 2 * 6  # layers, directions, numbers of translations, concepts
+    for row in rows:
+        held = {
+            language: {c: {p["word"] for p in points if p["concept"] == c} for c in range(6)}
+            for language in ("en", "de")
+            for points in [whole.points[row["layer"], language]]
+        }
+        types, targets = held[row["source"]][row["source_concept"]], held[row["target"]]
+        own = {word: int(word.removeprefix(row["source"])) for word in types if word != "2024"}
+
+        def found(words: set[str], row: dict[str, Any] = row, own: dict[str, int] = own) -> int:
+            near = range(row["translations"])
+            return sum(any(f"{row['target']}{(n + more) % 30}" in words for more in near) for n in own.values())
+
+        def ratio(words: set[str], types: set[str] = types) -> float:
+            return min(len(words), len(types)) / max(len(words), len(types))
+
+        best = min(targets, key=lambda t: (-found(targets[t]), -ratio(targets[t]), t))
+        assert (row["types"], row["covered_types"], row["best_target"]) == (len(types), len(own), best)
+        assert (row["fraction"], row["size_ratio_found"]) == (found(targets[best]) / len(types), ratio(targets[best]))
 
 
 def test_rows_say_in_which_form_and_order_words_were_compared(whole: Bench) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from raypipe.schema import TABLES
 from raypipe.science.calign import Calign, Cooccurrence
+from raypipe.science.calign_concepts import source_concepts
 from raypipe.science.calign_draws import NULLS, null, resampled
 from raypipe.science.colap import Overlap
 from raypipe.science.intervals import percentiles, share_interval, spread_interval
@@ -48,6 +49,14 @@ def calign_row(score: Calign) -> Row:
     )
     row: Row = {name: getattr(score, name) for name in names} | {"reason": "" if score.coverage else "no_coverage"}
     return row | _ends("", share_interval(score.aligned, score.concepts))
+
+
+def source_rows(prepared: Cooccurrence, scores: Sequence[Calign], settings: Sequence[AlignThresholds]) -> Iterator[Row]:
+    """Every source concept with its best target, which rests on the number of translations and on no other threshold."""
+    for depth, (score, t) in {t.translations: (s, t) for s, t in zip(scores, settings, strict=True)}.items():
+        for c in source_concepts(prepared, score, t):
+            row = {name: getattr(c, name) for name in ("types", "covered_types", "best_target", "fraction")}
+            yield row | {"translations": depth, "source_concept": c.concept, "size_ratio_found": c.size_ratio}
 
 
 def _ends(name: str, interval: tuple[float | None, float | None]) -> Row:

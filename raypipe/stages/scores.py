@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import count, product, repeat
+from itertools import chain, count, product, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,18 +34,20 @@ from raypipe.stages.scorerows import (
     intervals,
     nulls,
     overlap_key,
+    source_rows,
     unscored,
 )
 from raypipe.storage import Place
 
-NAME, VERSION = "scores", 4
+NAME, VERSION = "scores", 5
 FIELDS = (
     "words.normalise",
     *(f"calign.{name}" for name in ("null_draws", "resamples", "denominator")),
     *(f"colap.{name}" for name in ("null_draws", "resamples", "rule", "count", "balance", "scopes")),
 )
 CROSSED = ("encoder-decoder", "decoder-encoder")  # components of the first and the second language of a pair
-FLAT = ("calign", "aligned", "colap", "overlap")
+OF_METRICS = ("aligned", "calign", "source_concepts"), ("overlap", "colap")  # of each metric, the long one first
+FLAT = tuple(chain.from_iterable(OF_METRICS))
 GROUP = 1 << 14  # rows of a row group: what is held of a long table at a time
 Row = dict[str, Any]
 Rows = list[Row]
@@ -126,7 +128,7 @@ def _item(context: Context, cell: Cell) -> Item:
 def work(item: Item) -> Receipt:
     """Scores one pair of one checkpoint at every layer, k, seed and threshold.
 
-    The long tables (`aligned`, `overlap`) are written while they are made; of the others a row per threshold is held.
+    The long tables (`aligned`, `overlap`) are written while they are made; the others are held.
 
     Returns:
         {"files", "seconds", "missing"}: `missing` counts the clusterings that were needed and are not there.
@@ -136,20 +138,20 @@ def work(item: Item) -> Receipt:
     """
     started = time.perf_counter()
     run, pair, files = RunDir(item["run"]), _Pair(item), {}
-    for short, long, found in (("calign", "aligned", pair.calign()), ("colap", "overlap", pair.colap())):
-        held = list[pa.Table]()
-        for name, tables in ((long, _long_tables(long, found, held)), (short, held)):
+    for (long, *short), found in zip(OF_METRICS, (pair.calign(), pair.colap()), strict=True):
+        held: dict[str, list[pa.Table]] = {name: [] for name in short}
+        for name, tables in ((long, _long_tables(long, found, held)), *held.items()):
             place = f"{item['folder']}/{name}.parquet"
             files[place] = run.write_tables(place, arrow_schema(name), _row_groups(tables))
     return {"files": files, "seconds": time.perf_counter() - started, "missing": pair.missing}
 
 
-def _long_tables(long: str, found: Iterable[tuple[str, Rows]], held: list[pa.Table]) -> Iterator[pa.Table]:
-    """Tables of the rows found for the table `long`; those of the other one are put into `held`."""
+def _long_tables(long: str, found: Iterable[tuple[str, Rows]], held: dict[str, list[pa.Table]]) -> Iterator[pa.Table]:
+    """Tables of the rows found for the table `long`; those of the others are put into `held`."""
     waiting: Rows = []
     for name, rows in found:
         if name != long:
-            held.append(make_table(name, rows))
+            held[name].append(make_table(name, rows))
             continue
         waiting += rows
         if len(waiting) >= GROUP:
@@ -197,7 +199,7 @@ class _Pair:
         ]
 
     def calign(self) -> Iterator[tuple[str, Rows]]:
-        """Rows of `calign` and `aligned` with the table's name, by layer, k, seed, direction and threshold."""
+        """Rows of `calign`, `aligned` and `source_concepts` with the table's name, by layer, k, seed, direction and threshold."""
         needed = self._group if any(self._lexicons.values()) else ()
         read = self._grid.lexicon
         ranking = {"nbest_order": read.nbest_order, "multiword": read.multiword} if read else {}
@@ -231,6 +233,7 @@ class _Pair:
                     ]
                     folded = {"coverage_folded": folded_coverage(sides[source][0], lexicon.ranked)}
                     yield from self._scored(named | folded, scores, found.get((target, source)), references)
+                    yield "source_concepts", [named | row for row in source_rows(*of_direction)]
                 else:
                     reason = f"input_failed: {', '.join(failed)}" if lexicon else "no_lexicon"
                     yield "calign", [unscored("calign", named | align_key(t), reason) for t in self._align]
