@@ -56,7 +56,7 @@ def row_of(table: pa.Table, **axes: Any) -> dict[str, Any]:
 
 def same_runs(first: Path, second: Path) -> None:
     """Scores, labels and dictionaries, but for the counts of dictionary entries that were left out before."""
-    for name in ("calign", "aligned", "colap", "overlap"):
+    for name in ("calign", "aligned", "colap", "overlap", "source_concepts"):
         tables = [getattr(raypipe.open_run(place), name)() for place in (first, second)]
         left = [[c for c in table.column_names if not c.startswith("dropped_")] for table in tables]
         assert tables[0].num_rows

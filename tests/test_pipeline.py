@@ -33,7 +33,7 @@ from raypipe.stages import concepts, extract, spread
 from raypipe.stages.context import Context, answer_probe
 from raypipe.statefile import read_layer
 
-TABLES = ("calign", "aligned", "colap", "overlap")
+TABLES = ("calign", "aligned", "colap", "overlap", "source_concepts")
 
 
 def score_bytes(run: Path) -> dict[str, bytes]:
