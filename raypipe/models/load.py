@@ -20,6 +20,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """
     from transformers import AutoTokenizer
 
+    # oneDNN keeps up to 1,024 compiled products, one for each shape of a batch: a worker would grow by some 100 MiB over a long
+    # text. Sixteen serve all blocks of one batch, at the same speed.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     # A worker has its share of the machine; the tokenizer's own pool of threads would take all of it.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

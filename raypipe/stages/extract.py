@@ -24,7 +24,7 @@ from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.plan import Plan, Side
 from raypipe.stages.shards import Worker
 
-NAME, VERSION = "extract", 4
+NAME, VERSION = "extract", 5
 WORDS, SENTENCES, NEURONS = "words", "sentences", "neurons"
 STAGE_OF = {WORDS: NAME, SENTENCES: SENTENCES, NEURONS: NEURONS}
 KIND_OF = {stage: kind for kind, stage in STAGE_OF.items()}
@@ -38,7 +38,7 @@ FIELDS = (
     "dtype.store",
     "resources.threads",
 )
-SHARD_BYTES = 128 * 2**20  # float32 states of all layers that a shard has at most, about
+SHARD_BYTES = 64 * 2**20  # float32 states of all layers that a shard has at most, about
 SHARDS = 4  # a text has a multiple of it where it is long enough, so that a few workers end at about the same time
 SHARD_WORK = 2e10  # floating-point operations of a smaller forward: some tenths of a second of a core; a shard costs 5 ms beside it
 SMALLEST_SHARD = 1024  # points; of fewer sentences too few are of like length, and more is padded
