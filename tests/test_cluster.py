@@ -268,6 +268,34 @@ def test_a_driver_whose_own_raylet_is_gone_ends_with_one_line(call, line, tmp_pa
     assert re.fullmatch(f"raypipe: {line}\n", done.stderr)
 
 
+@pytest.mark.ray
+def test_a_ray_that_is_started_here_asks_for_a_token_and_shows_itself_on_loopback_alone(tmp_path):
+    code = """
+        import os, subprocess, sys, ray, psutil
+        from raypipe.cluster import connect
+        from raypipe.cluster.protocol import Resources
+
+        JOIN = "import sys; from raypipe.cluster import connect; from raypipe.cluster.protocol import Resources; "
+        JOIN += "connect(sys.argv[1], Resources(1, 0, 1, 0)).close(); print('joined')"
+        with connect("local", Resources(1, 0, 1, 0)) as cluster:
+            head = ray.get_runtime_context().gcs_address
+            for mode in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, {}):
+                words = [sys.executable, "-c", JOIN, head]
+                done = subprocess.run(words, env=os.environ | mode, capture_output=True, text=True)
+                print((done.stdout + done.stderr).splitlines()[-1].replace(head, "HEAD"))
+            print([answer for _, answer in cluster.map(os.environ.get, ["RAY_USAGE_STATS_ENABLED"])])
+            for child in psutil.Process().children():
+                if "dashboard.py" in " ".join(child.cmdline()):
+                    listening = [c.laddr.ip for c in child.net_connections() if c.status == psutil.CONN_LISTEN]
+                    print(set(listening) <= {"127.0.0.1", "::1"})
+    """
+    done = run_script(code, tmp_path, timeout=240)
+    refused = "raypipe.errors.ClusterError: no Ray head node can be joined at HEAD (UNAUTHENTICATED); set RAY_AUTH_MODE=token "
+    lines = done.stdout.splitlines()
+    assert [line[: len(refused)] for line in lines[:2]] == [refused] * 2
+    assert lines[2:] == ["joined", "['0']", "True"], done.stderr
+
+
 def test_a_head_that_stays_silent_ends_the_driver_with_one_line(tmp_path):
     code = """
         import os, socket, subprocess, threading

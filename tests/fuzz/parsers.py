@@ -183,7 +183,8 @@ PARSERS = {
     "tsv": Parser(tsv, {"stages.text": "_tsv_column", "interop.lines": TEXT_LINES}),
     "marks": Parser(marks, {"stages.annotated": "_check read_marks", "interop.lines": TEXT_LINES}),
     "counts": Parser(
-        lambda path: _of("interop.lines").read_counts(path), {"interop.lines": f"{LINES} read_counts natural"}
+        lambda path: _of("interop.lines").read_counts(path),
+        {"interop.lines": "numbered_lines decoded read_counts natural"},
     ),
     "concepts": Parser(
         concepts,

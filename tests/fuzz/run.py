@@ -3,7 +3,7 @@
     python tests/fuzz/run.py [--minutes 10] [--jobs 1] [--keep build/fuzz] [PARSER…]
 
 Each parser is searched by atheris in a process of its own, from its seeds and what earlier searches kept. Then the kept inputs are read
-once more under coverage. Printed per parser: runs, branches walked of those in the functions that read, and minutes since the last input
+once more under coverage; `--minutes 0` does that alone. Printed per parser: runs, branches walked of those in the functions that read, and minutes since the last input
 that walked a new edge. Exit code 1 when anything escaped; the input is kept as KEEP/PARSER-crash-….
 """
 
@@ -65,7 +65,6 @@ def search(name: str, keep: Path, minutes: float) -> None:
     with atheris.instrument_imports(include=[f"raypipe.{module}" for module in PARSERS[name].functions]):
         for module in PARSERS[name].functions:
             __import__(f"raypipe.{module}")
-    (keep / name).mkdir(parents=True, exist_ok=True)
     limits = [f"-max_total_time={minutes * 60:.0f}", f"-timeout={SLOWEST}", f"-rss_limit_mb={LARGEST}"]
     seeds = str(PARSERS[name].seeds()[0].parent)
     where = [f"-artifact_prefix={keep}/{name}-", f"-max_len={LONGEST}", "-seed=1", "-print_final_stats=1"]
@@ -103,6 +102,9 @@ def walk(name: str, keep: Path, _: float) -> None:
 def watched(name: str, options: argparse.Namespace) -> Found:
     """Searches and then counts, each in a process of its own; the search's lines tell when it saw a new edge."""
     again = [sys.executable, __file__, name, "--keep", str(options.keep), "--minutes", str(options.minutes)]
+    (options.keep / name).mkdir(parents=True, exist_ok=True)
+    if not options.minutes:
+        return Found(0, 0, counted(again), "")
     started = last = time.monotonic()
     edges, runs, said = 0, 0, list[str]()
     with subprocess.Popen(
@@ -117,9 +119,14 @@ def watched(name: str, options: argparse.Namespace) -> Found:
                 runs = int(number[1])
     ended = time.monotonic()
     escaped = "" if process.returncode == 0 and ended - started >= options.minutes * 59 else "".join(said[-40:])
-    counted = subprocess.run([*again, "--only", "walk"], capture_output=True, text=True, check=False)
-    sys.stderr.write(counted.stderr)
-    return Found(runs, (ended - last) / 60, counted.stdout.strip() or "–", escaped)
+    return Found(runs, (ended - last) / 60, counted(again), escaped)
+
+
+def counted(again: list[str]) -> str:
+    """Branches walked of those there are, by a process of its own."""
+    done = subprocess.run([*again, "--only", "walk"], capture_output=True, text=True, check=False)
+    sys.stderr.write(done.stderr)
+    return done.stdout.strip() or "–"
 
 
 if __name__ == "__main__":
