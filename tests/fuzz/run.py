@@ -3,8 +3,8 @@
     python tests/fuzz/run.py [--minutes 10] [--jobs 1] [--keep build/fuzz] [PARSER…]
 
 Each parser is searched by atheris in a process of its own, from its seeds and what earlier searches kept. Then the kept inputs are read
-once more under coverage; `--minutes 0` does that alone. Printed per parser: runs, branches walked of those in the functions that read, and minutes since the last input
-that walked a new edge. Exit code 1 when anything escaped; the input is kept as KEEP/PARSER-crash-….
+once more under coverage; `--minutes 0` does that alone. Printed per parser: runs, branches walked of those in the functions that read,
+and minutes since the last input that walked a new edge. Exit code 1 when anything escaped; the input is kept as KEEP/PARSER-crash-….
 """
 
 from __future__ import annotations
