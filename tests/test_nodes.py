@@ -126,7 +126,7 @@ def test_work_that_needs_a_gpu_runs_only_on_the_nodes_that_have_one(tmp_path: Pa
         try:
             found = {}
             for gpus in (1, 0):
-                with connect(cluster.address, Resources(2, gpus / 2, 1, 0)) as place:
+                with connect(cluster.address, Resources(3 - gpus, gpus / 2, 1, 0)) as place:
                     items = [{"item": number} for number in range(12)]
                     answers = [answer for _, answer in place.map(where, items)]
                     answers += [answer for _, answer in place.stream(partial(lambda: where), items)]
