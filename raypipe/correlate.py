@@ -83,6 +83,8 @@ def _rows(key: Any, points: pd.DataFrame) -> Iterator[dict[str, Any]]:
         )
         if result.r is None:
             notes.append(f"n < {MIN_POINTS}" if n < MIN_POINTS else "undefined: equal numbers")
+        elif result.lo is None:
+            notes.append("no interval: undefined in a resample")
         yield row | result._asdict() | {"note": "; ".join(notes)}
 
 
