@@ -134,7 +134,9 @@ def test_scores_meet_every_measure_of_their_direction(scored: raypipe.Run, tmp_p
     assert own.loc["spearman"].r == pytest.approx(1)
     assert own.loc["pearson"].r == pytest.approx(1)
     assert (own.loc["pearson"].n, own.loc["pearson"].p) == (4, None)
-    assert own.loc["pearson"].note == "2 points without a value; n < 8: no p-value; no interval: undefined in a resample"
+    assert (
+        own.loc["pearson"].note == "2 points without a value; n < 8: no p-value; no interval: undefined in a resample"
+    )
     cka = table.loc[("cka", 3, "")]
     similar = scored.similarity().to_pandas()
     similar = similar[(similar.measure == "cka") & (similar.layer == 3)]
