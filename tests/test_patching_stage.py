@@ -574,6 +574,7 @@ def test_a_checkpoint_that_lacks_a_target_has_no_mean(
         page = run.report.read_text(encoding="utf-8")
         data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
         assert set(data["charts"]) & {"patching-layers"} == charts
+        assert ("patching-emergence" in data["charts"]) is bool(charts)
 
 
 def test_a_checkpoint_without_room_has_not_emerged() -> None:

@@ -49,14 +49,15 @@ def draw(tables: Mapping[str, pa.Table]) -> Drawn:
     over = summary[summary["target"] == _ALL]
     over = over if len(over) else summary  # there is one target alone
     curves = curves[curves["target"].isin(over["target"])]
-    charts = [_layers(curves)] if len(curves) else []
+    charts = [_layers(curves)]
     if summary.loc[~summary["random"], "revision"].nunique() > 1:
         charts += [_emergence(over), _targets(summary)]
     if "patching_emergence" in tables:
         charts.append(_together(tables["patching_emergence"].to_pandas()))
     charts.append(_labels(_named(tables["patching_transitions"])))
     rows = over.astype(object).where(over.notna(), None).to_dict("records")
-    return Drawn(charts, [{str(name): value for name, value in row.items()} for row in rows])
+    drawn = [(chart, frame) for chart, frame in charts if len(frame)]
+    return Drawn(drawn, [{str(name): value for name, value in row.items()} for row in rows])
 
 
 def _named(table: pa.Table) -> pd.DataFrame:
@@ -148,7 +149,7 @@ def _measured(summary: pd.DataFrame, measure: str) -> pd.DataFrame:
         halves = halves.set_index(frame.index).astype(float)
         frame = frame.assign(mean=halves.mean(axis=1), lo=halves.min(axis=1), hi=halves.max(axis=1))
     if measure == "effect":
-        frame.loc[frame["setting"] == _NULL, ["mean", "lo", "hi"]] = 0.0
+        frame.loc[(frame["setting"] == _NULL) & frame["p_source"].notna(), ["mean", "lo", "hi"]] = 0.0
     return frame[frame["mean"].notna()]
 
 
