@@ -461,12 +461,12 @@ def test_false_friends_are_shared_words_whose_concepts_the_table_tells_apart(
 def test_a_language_without_word_classes_and_a_layer_without_neurons_say_so_and_new_ones_are_measured_again(
     world: tiny_world.World, tmp_path: Path
 ) -> None:
-    upos = tmp_path / "en.upos"
+    labels, upos = annotate(world)["labels"], tmp_path / "en.upos"
     upos.write_text((world.path / "text/en.upos").read_text())
     corpus = {
         "path": str(world.path / "text/{lang}.txt"),
         "upos": str(tmp_path / "{lang}.upos"),
-        "labels": annotate(world)["labels"],
+        "labels": labels,
     }
     grid = make(world, ANNOTATED, corpus=corpus, layers=[0, 1], pairs=["en-de"])
     found = rows(ran(grid, tmp_path / "run")).set_index(["layer", "measure"])
