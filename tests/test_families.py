@@ -406,7 +406,7 @@ def test_final_norm(saved: dict[str, Path], kind: str, part: Any) -> None:
     )
     encoded = raw.encode(TEXT)
     assert_close(run(raw, encoded, 200), naive(kind, part, saved[kind], "last", [top, 2], norm=False))
-    same = (raw(encoded) == normed(encoded)).all(axis=(0, 2))
+    same = (run(raw, encoded, 4096) == run(normed, encoded, 4096)).all(axis=(0, 2))
     has_norm = FAMILIES[kind].parts[part].norm is not None
     assert same.tolist() == [not has_norm, True]
     assert has_norm == (kind not in ("bert", "camembert", "distilbert", "roberta", "xlm-roberta"))
@@ -422,7 +422,7 @@ def test_the_tokenizers_padding_side_changes_nothing(
         file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": side}))
         extractor = Extractor(one(saved[kind]), layers=[1, 4], component=part)
         assert extractor.tokenizer.padding_side == side
-        found.append(extractor(extractor.encode(TEXT)))
+        found.append(run(extractor, extractor.encode(TEXT), 4096))
     assert (found[0] == found[1]).all()
 
 
@@ -431,9 +431,10 @@ def test_half_precision_is_near(kind: str, part: Any, tmp_path: Path) -> None:
     save_model(tmp_path, kind, initializer_range=0.1, init_std=0.1)  # large random weights would magnify any rounding
     exact = Extractor(one(tmp_path), layers=[2, 4], component=part)
     encoded = exact.encode(TEXT)
-    wide, off = exact(encoded).astype(np.float64), {}
+    wide, off = run(exact, encoded, 4096).astype(np.float64), {}
     for compute in ("bfloat16", "float16"):
-        narrow = Extractor(one(tmp_path), layers=[2, 4], component=part, compute=compute)(encoded).astype(np.float64)  # type: ignore[arg-type]
+        near = Extractor(one(tmp_path), layers=[2, 4], component=part, compute=compute)  # type: ignore[arg-type]
+        narrow = run(near, encoded, 4096).astype(np.float64)
         cosine = (wide * narrow).sum(-1) / np.linalg.norm(wide, axis=-1) / np.linalg.norm(narrow, axis=-1)
         assert cosine.min() >= 0.99
         off[compute] = np.abs(wide - narrow).mean()
@@ -495,7 +496,7 @@ def test_the_longest_sequence_runs(saved: dict[str, Path], kind: str, part: Any)
     extractor = Extractor(one(saved[kind]), layers=[1], component=part)
     encoded = extractor.encode([["standing"] * 600])
     assert encoded.lengths.tolist() == [extractor.facts.max_pieces]
-    assert len(extractor(encoded)) == len(encoded.words) == 600 - len(encoded.lost)
+    assert len(run(extractor, encoded, 4096)) == len(encoded.words) == 600 - len(encoded.lost)
 
 
 def golden(path: Path, words: dict[str, int]) -> None:
@@ -527,7 +528,7 @@ def test_golden_positions_of_the_specification(part: Any, state: Any, tmp_path: 
     last, first, mean, second = TABLE[part, state]
     for pooling, positions in (("last", last), ("first", first), ("mean", mean)):
         extractor = Extractor(one(path), layers=[2], component=part, decoder_state=state, pooling=pooling)
-        found = extractor(extractor.encode([["example", "is"]]))
+        found = run(extractor, extractor.encode([["example", "is"]]), 4096)
         assert_close(found[:, 0], np.stack([hidden[positions].mean(axis=0), hidden[second[0]]]))
 
 
@@ -544,7 +545,7 @@ def test_golden_positions_of_a_decoder_alone(tmp_path: Path) -> None:
         extractor = Extractor(one(path), layers=[2], component="decoder", decoder_state="predict", pooling=pooling)  # type: ignore[arg-type]
         encoded = extractor.encode([["example", "is"]])
         assert encoded.lost == [Lost(0, 0, "no_context")]
-        assert_close(extractor(encoded)[:, 0], hidden[2:3])
+        assert_close(run(extractor, encoded, 4096)[:, 0], hidden[2:3])
 
 
 def test_layer_zero_of_a_predicting_decoder_is_the_piece_before(saved: dict[str, Path]) -> None:
@@ -553,7 +554,7 @@ def test_layer_zero_of_a_predicting_decoder_is_the_piece_before(saved: dict[str,
         extractor = Extractor(one(saved["t5"]), layers=[0], component="decoder", decoder_state=state)  # type: ignore[arg-type]
         encoded = extractor.encode([TEXT[0]])
         fed = [1, *encoded.ids[0].tolist()]
-        assert (extractor(encoded)[:, 0] == table[[fed[last + 1 - back] for last in encoded.last]]).all()
+        assert (run(extractor, encoded, 4096)[:, 0] == table[[fed[last + 1 - back] for last in encoded.last]]).all()
 
 
 @pytest.mark.parametrize("kind", WITH_BOTH)
@@ -577,7 +578,7 @@ def test_first_words_need_something_before_them(saved: dict[str, Path], kind: st
     assert every.lost == []
     if not opened:
         with pytest.raises(InputError, match=r"^word 'The': nothing stands before it to predict it from$"):
-            extractor(every)
+            run(extractor, every, 4096)
 
 
 @pytest.mark.parametrize("kind", ["m2m_100", "mbart"])
@@ -619,9 +620,9 @@ def test_windows_are_read_with_their_special_tokens(kind: str, saved: dict[str, 
         body = ids[1:] if kind == "llama" else ids[:-1]
         assert " ".join(map(str, body)) in " ".join(map(str, whole[encoded.sentences[row]]))
         with torch.no_grad():
-            run = model if kind == "llama" else model.encoder
-            expected.append(run(torch.tensor([ids]), output_hidden_states=True).hidden_states[3][0, last].numpy())
-    assert_close(extractor(encoded)[:, 0], np.array(expected))
+            alone = model if kind == "llama" else model.encoder
+            expected.append(alone(torch.tensor([ids]), output_hidden_states=True).hidden_states[3][0, last].numpy())
+    assert_close(run(extractor, encoded, 4096)[:, 0], np.array(expected))
 
 
 class Rule(NamedTuple):
@@ -826,7 +827,7 @@ def test_an_encoder_with_nothing_to_read(tmp_path: Path) -> None:
         "^sentence 1: nothing for the encoder to read, no piece and no special token; leave the sentence out, or set"
     )
     with pytest.raises(InputError, match=message):
-        extractor(extractor.encode([[], ["is"]]))
+        run(extractor, extractor.encode([[], ["is"]]), 4096)
 
 
 def test_a_decoder_without_a_start_token(saved: dict[str, Path], tmp_path: Path) -> None:

@@ -84,9 +84,7 @@ def test_normalise():
     assert normalise("Haus", "lower") == "haus"
     with pytest.raises(GridError, match="normalise 'upper': expected one of none, nfc, nfkc, lower"):
         normalise("a", "upper")
-    sentences = split("Haus haus HAUS")
-    assert choose(sentences, [True], max_freq=2, normalise="lower").tolist() == [[0, 0], [0, 1]]
-    assert len(choose(sentences, [True], max_freq=2)) == 3
+    assert len(choose(split("Haus haus HAUS"), [True], max_freq=2)) == 3  # words are chosen as written
 
 
 def test_wrong_arguments():

@@ -183,28 +183,6 @@ class Extractor:
         )
         return replace(encoded, source=[lines[sentence] for sentence in encoded.sentences])
 
-    def __call__(self, encoded: Encoded) -> NDArray[np.float32]:
-        """States of the words of one batch of rows.
-
-        Args:
-            encoded: the batch, from `encode`; its rows run together, padded to the longest.
-
-        Returns:
-            float32 [W, L, D], words in the order of `encoded`.
-
-        Raises:
-            InputError: a word or the encoder has nothing to read.
-            ModelError: a state is NaN or infinite.
-        """
-        if not encoded.words:
-            return np.empty((0, len(self.layers), self.width), np.float32)
-        filled = encoded.lengths > 0
-        batch = encoded if filled.all() else encoded.take(np.flatnonzero(filled))
-        words = self._read(batch).arrive()["words"]
-        if error := self._not_finite("words", words, batch):
-            raise error
-        return np.stack(words, axis=1)
-
     def run(self, encoded: Encoded, batches: Iterable[NDArray[np.int64]], dtype: Stored = "float32") -> States:
         """States of all words of `encoded`, and what was asked for beside them.
 

@@ -106,7 +106,6 @@ def choose(
     max_freq: int | None = MAX_FREQ,
     del_freq: int = DEL_FREQ,
     select: str = "first",
-    normalise: str = "none",
     official: bool = False,
 ) -> Places:
     """The occurrences of one language that become points; the unit is the word.
@@ -122,26 +121,24 @@ def choose(
         max_freq: Occurrences kept per word; None = all.
         del_freq: Most occurrences of a word.
         select: `first` in corpus order, or `random:SEED`, which for one word does not depend on the other words.
-        normalise: Form in which words are compared (see `normalise`).
         official: `max_freq` 0 keeps one occurrence, as in the released code.
 
     Returns:
         int32 [n, 2], (sentence, token), ascending.
 
     Raises:
-        GridError: `max_freq`, `select` or `normalise` is out of range.
+        GridError: `max_freq` or `select` is out of range.
         InputError: `kept` has another length than `sentences`.
     """
     selection = _Selection(
         min_freq, max_freq if not official or max_freq is None else max(max_freq, 1), del_freq, select, 1
     )
     _same_length("kept flags", kept, sentences)
-    fold = _fold(normalise)
 
     def units() -> Iterator[tuple[int, list[tuple[str, int]]]]:
         for i, (words, keep) in enumerate(zip(sentences, kept, strict=True)):
             if keep:
-                yield i, [(fold(word), j) for j, word in enumerate(words)]
+                yield i, [(word, j) for j, word in enumerate(words)]
 
     places = array("i")
     for i, tokens in _selected(units, selection):
@@ -160,7 +157,6 @@ def choose_pairwise(
     max_freq: int | None = MAX_FREQ,
     del_freq: int = DEL_FREQ,
     select: str = "first",
-    normalise: str = "none",
     official: bool = False,
 ) -> tuple[Places, Places]:
     """The occurrences of a language pair that become points; the unit is the pair of linked words.
@@ -177,26 +173,24 @@ def choose_pairwise(
         max_freq: Links kept per pair of words; None = all.
         del_freq: Most links of a pair of words.
         select: `first` or `random:SEED`.
-        normalise: Form in which words are compared.
         official: One occurrence per kept link, in link order, so that a word with two links is there twice.
 
     Returns:
         Source and target occurrences, each int32 [n, 2]; by default ascending and each once.
 
     Raises:
-        GridError: `max_freq`, `select` or `normalise` is out of range.
+        GridError: `max_freq` or `select` is out of range.
         InputError: The lengths differ.
     """
     selection = _Selection(min_freq, max_freq, del_freq, select, 0 if official else 1)
     for name, values in (("target sentences", target), ("alignment lines", links), ("kept flags", kept)):
         _same_length(name, values, source)
-    fold = _fold(normalise)
 
     def units() -> Iterator[tuple[int, list[tuple[str, tuple[int, int]]]]]:
         for i, (of_source, of_target, pairs, keep) in enumerate(zip(source, target, links, kept, strict=True)):
             if keep:
                 # No word holds a space, so the joined text tells the two sides apart.
-                yield i, [(f"{fold(of_source[a])} {fold(of_target[b])}", (a, b)) for a, b in pairs]
+                yield i, [(f"{of_source[a]} {of_target[b]}", (a, b)) for a, b in pairs]
 
     sides = array("i"), array("i")
     for i, pairs in _selected(units, selection):
@@ -249,11 +243,6 @@ def dictionary_from_links(
         word: [(t, n / sum(found.values()), n) for t, n in sorted(found.items(), key=lambda item: -item[1])]
         for word, found in counts.items()
     }
-
-
-def _fold(how: str) -> Callable[[str], str]:
-    normalise("", how)
-    return _FORMS[how]
 
 
 def _same_length(name: str, values: Sized, sentences: Sized) -> None:
