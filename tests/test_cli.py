@@ -455,9 +455,10 @@ def test_show_names_every_setting(finished: Path, command: Command) -> None:
     """A setting with several values is a column, one with a single value stands in the title."""
     said = {
         "calign": "source_component encoder, target_component encoder, variant v-default, semantics default, "
-        "algorithm kmeans, k 6, translations 10, min_types 2, size_ratio 0.6, denominator all",
-        "colap": "component encoder, variant v-default, semantics default, languages 2, algorithm kmeans, k 6, min_types 1, rule all, "
-        "count tokens, balance none",
+        "algorithm kmeans, k 6, normalise none, nbest_order probability, multiword drop, "
+        "translations 10, min_types 2, size_ratio 0.6, denominator all",
+        "colap": "component encoder, variant v-default, semantics default, languages 2, algorithm kmeans, k 6, normalise none, "
+        "min_types 1, rule all, count tokens, balance none",
     }
     for what, values in said.items():
         title, _, table = command("show", finished, what, "--pair", "en-de").out.partition("┏")
