@@ -214,6 +214,7 @@ def a_fit(run: Path, died: Callable[[subprocess.Popen[bytes], Path], bool]) -> d
         "shards": shards,
         "scaling": "none",
         "sample": None,
+        "lost": None,
         "fingerprint": "f" * 64,
     }
     item |= SETTINGS | {"algorithm": "kmeans", "spherical": False, "k": 120, "threads": 1, "device": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
@@ -66,6 +67,7 @@ class RayCluster(Cluster):
         # A process of its own outlives this one, and speaks unless it is told not to before its pipe closes.
         speak = ["sh", "-c", 'read -r ended || echo "$0" >&2', WORDLESS]
         self._speaker = subprocess.Popen(speak, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own words
+        atexit.register(self._hush)
         head = ray.get_runtime_context().gcs_address
         threading.Thread(target=_watch, args=(head, self._ended, self._speaker), name="head", daemon=True).start()
 
@@ -134,8 +136,11 @@ class RayCluster(Cluster):
             if self._owned:
                 ray.shutdown()
                 ray._private.worker._worker_logs_enabled = True
+        self._hush()  # the last step: leaving a Ray that died may end this process
+
+    def _hush(self) -> None:
         if self._speaker.poll() is None:
-            self._speaker.communicate(b"\n")  # the last step: leaving a Ray that died may end this process
+            self._speaker.communicate(b"\n")
 
     def _cancel(self, references: Any) -> None:
         for reference in list(references):
