@@ -69,8 +69,20 @@ class Model(Part):
     path: str = Field(min_length=1, description="Local directory, Hub id, toy:encoder or toy:decoder.")
     revisions: Axis[str] = Field(
         ("main",),
-        description="Checkpoint sub-directories (names, a glob, all), a Hub revision, random:SEED, or sampled:POLICY (all, olmo, apertus, "
-        "eurollm or log_tokens:K of the names that say a step; others are left out, which patching tells).",
+        description="Checkpoint sub-directories (names, a glob, all), also those of phases (pretrain/iter_100, pretrain/*), a Hub "
+        "revision, random:SEED, or sampled:POLICY (all, olmo, apertus, eurollm or log_tokens:K of the names that say a step; others "
+        "are left out, which patching tells).",
+    )
+    phases: Axis[Annotated[str, Field(min_length=1)]] | None = Field(
+        None,
+        description="Phases of training in their order, where a folder of checkpoints holds one each; steps of a later one count on from "
+        "the last of the one before. null takes the natural order of their names.",
+    )
+    checkpoint_pattern: Annotated[str, Field(max_length=200)] | None = Field(
+        None,
+        description="Regular expression of a checkpoint's whole name below `path`, with the named group step and, where there are such, "
+        "stage (the phase, else the folder) and tokens (all so far: 5B, 1.5T or a plain number). null reads step-1000, iter_1000, "
+        "stage1-step1000-tokens5B and the like.",
     )
     components: Listed[Literal["encoder", "decoder"]] | None = Field(
         None, description="Parts of the model to read, encoder or decoder; null reads all that it has."
@@ -89,6 +101,20 @@ class Model(Part):
     source: Source | None = Field(
         None, description="What its encoder reads beside the decoder, where that differs from `states.source`."
     )
+
+    @field_validator("checkpoint_pattern")
+    @classmethod
+    def _names_step(cls, value: str | None) -> str | None:
+        try:
+            groups = set(re.compile(value or "(?P<step>)").groupindex)
+        except (re.error, OverflowError) as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        if not {"step"} <= groups <= {"stage", "step", "tokens"}:
+            named = ", ".join(sorted(groups)) or "none"
+            raise ValueError(
+                f"expected the named group (?P<step>...) and beside it at most stage and tokens, found {named}"
+            )
+        return value
 
     @field_validator("components")
     @classmethod

@@ -24,7 +24,8 @@ from raypipe.importing_states import States, complete, imported_states, write_st
 from raypipe.interop import clusterfiles
 from raypipe.interop.arrays import open_points
 from raypipe.interop.dictionaries import detect_format
-from raypipe.models.locate import Checkpoint, ModelFacts, natural
+from raypipe.models.locate import Checkpoint, ModelFacts
+from raypipe.models.schedule import natural
 from raypipe.progress import Silent
 from raypipe.results import Run
 from raypipe.rundir import Cell, RunDir, axes_of, digest, file_digest

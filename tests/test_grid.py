@@ -116,6 +116,24 @@ MISTAKES = [
         {"models": [{"name": "a", "path": "b", "components": ["pooler"]}]},
         "models.0.components.0: 'pooler' is not available; expected 'encoder' or 'decoder'",
     ),
+    (
+        {"models": [{"name": "a", "path": "b", "checkpoint_pattern": "(?P<step>"}]},
+        "models.0.checkpoint_pattern: is no regular expression: missing ",
+    ),
+    (
+        {"models": [{"name": "a", "path": "b", "checkpoint_pattern": r"x{99999999999}"}]},
+        "models.0.checkpoint_pattern: is no regular expression: the repetition number is too large",
+    ),
+    (
+        {"models": [{"name": "a", "path": "b", "checkpoint_pattern": r"iter_\d+"}]},
+        r"models.0.checkpoint_pattern: expected the named group \(\?P<step>...\) and beside it at most stage and tokens, found none",
+    ),
+    (
+        {"models": [{"name": "a", "path": "b", "checkpoint_pattern": r"(?P<phase>.)(?P<step>.)"}]},
+        "models.0.checkpoint_pattern: expected .* at most stage and tokens, found phase, step",
+    ),
+    ({"models": [{"name": "a", "path": "b", "phases": []}]}, "models.0.phases: is empty; give at least one value"),
+    ({"models": [{"name": "a", "path": "b", "phases": ["x", "x"]}]}, "models.0.phases: x is listed twice"),
     ({"states": {"source": "all"}}, "states.source: 'all' is not available; expected 'copy', 'empty' or 'pair'"),
     (
         {"concepts": {"algorithm": "dbscan"}},

@@ -480,6 +480,26 @@ def test_random_weights_may_be_those_of_step_0(patching_world: World, tmp_path: 
     assert values[0] == values[1]
 
 
+def test_phases_follow_one_another_and_are_part_of_the_fingerprint(patching_world: World, tmp_path: Path) -> None:
+    """warm ends at 10, so that cool's own 5 is step 15, though it is the only one asked for; 15 steps of 1000 tokens."""
+    for seed, name in enumerate(("warm/iter_2", "warm/iter_10", "cool/iter_5")):
+        save_decoder(tmp_path / "m" / name, seed=seed)
+    model = {"name": "tiny", "path": str(tmp_path / "m"), "tokens_per_step": 1000, "phases": ["warm", "cool"]}
+
+    def grid(**changed: Any) -> raypipe.Grid:
+        fields = model | {"revisions": ["warm/iter_2", "cool/*"]} | changed
+        return patching_world.grid(targets=["de-fr"], settings=["tgt"], grid={"models": [fields]})
+
+    run = raypipe.run(grid(), tmp_path / "run", "inprocess")
+    columns = ["revision", "stage", "phase", "step", "tokens_seen"]
+    found = [tuple(row[name] for name in columns) for row in run.patching("checkpoints").select(columns).to_pylist()]
+    assert list(dict.fromkeys(found)) == [("warm/iter_2", 1, "warm", 2, 2e3), ("cool/iter_5", 2, "cool", 15, 15e3)]
+    assert (run.path / "patching/parts/model=tiny/revision=cool%2Fiter_5/target=de+fr/scores.parquet").is_file()
+    message = r"was made with stage, step, tokens and phase = \[2, 15, 15000.0, 'cool'\], now \[1, 5, 5000.0, 'cool'\]"
+    with pytest.raises(raypipe.pipeline.FingerprintMismatch, match=message):
+        raypipe.run(grid(phases=["cool", "warm"], revisions="cool/*"), tmp_path / "run", "inprocess")
+
+
 def test_a_random_model_shows_no_effect(finished: raypipe.Run) -> None:
     """T11: the interval of the effect holds 0 at every layer, and nothing emerges."""
     table = finished.patching("checkpoints").to_pandas()

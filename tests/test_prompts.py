@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raypipe.errors import ModelError
 from raypipe.gridpatching import source_pairs
-from raypipe.models.locate import checkpoints, without_step
+from raypipe.models.locate import Checkpoint, checkpoints
 from raypipe.models.prompts import (
     PromptText,
     decode,
@@ -25,7 +25,7 @@ from raypipe.models.prompts import (
     prompt,
     token_sets,
 )
-from raypipe.models.schedule import Progress, progress, sampled
+from raypipe.models.schedule import HUB, Naming, Progress, sampled, without_step
 
 
 def fast(backend: Tokenizer, **names: str) -> Any:
@@ -175,9 +175,86 @@ def test_the_other_settings_read_one_prompt_or_none() -> None:
 )
 def test_a_name_says_where_in_training_a_checkpoint_stands(name: str, expected: Progress | None) -> None:
     """T16 of the specification."""
-    assert progress(name) == expected
+    for naming in (Naming(), Naming(HUB)):
+        assert naming.read([name]).get(name) == expected
     tokens = expected and (expected.tokens or expected.step * 4e6)
-    assert progress(name, 4_000_000) == (expected and expected._replace(tokens=tokens))
+    assert Naming(tokens_per_step=4_000_000).read([name]).get(name) == (expected and expected._replace(tokens=tokens))
+
+
+def test_stages_in_names_are_no_phases() -> None:
+    """Those of the Hub: each counts its own steps, and a folder there is no phase."""
+    names = ["stage2-step5", "stage1-step9", "training/step7"]
+    assert Naming(HUB).read(names) == {"stage2-step5": Progress(2, 5, None), "stage1-step9": Progress(1, 9, None)}
+
+
+PHASES = ["pretrain/iter_0", "pretrain/iter_200", "anneal/iter_100", "anneal/iter_20", "pretrain/iter_1000", "best"]
+
+
+def test_steps_of_a_later_phase_count_on_from_the_last_of_the_one_before() -> None:
+    """pretrain ends at 1000, so that anneal's own 20 and 100 are 1020 and 1100; a step has 4 million tokens."""
+    found = Naming(phases=("pretrain", "anneal"), tokens_per_step=4_000_000).read(PHASES)
+    assert found == {
+        "pretrain/iter_0": Progress(1, 0, 0.0, "pretrain"),
+        "pretrain/iter_200": Progress(1, 200, 8e8, "pretrain"),
+        "pretrain/iter_1000": Progress(1, 1000, 4e9, "pretrain"),
+        "anneal/iter_20": Progress(2, 1020, 4.08e9, "anneal"),
+        "anneal/iter_100": Progress(2, 1100, 4.4e9, "anneal"),
+    }
+    # By their names: 7, in no folder, anneal with 7 + 20 and 7 + 100, and pretrain with 107 + 0, 107 + 200 and 107 + 1000.
+    found = Naming().read([*PHASES, "step-7"])
+    assert [found[name][:2] for name in ("step-7", *PHASES[:5])] == [
+        (1, 7),
+        (3, 107),
+        (3, 307),
+        (2, 107),
+        (2, 27),
+        (3, 1107),
+    ]
+    assert Naming(phases=("c", "a", "b")).read(["a/iter_3", "b/iter_4", "c/iter_5"])["b/iter_4"].step == 5 + 3 + 4
+
+
+def test_a_pattern_reads_phase_step_and_tokens() -> None:
+    naming = Naming(r"(?P<stage>[a-z]+)-(?P<step>\d+)(?:-(?P<tokens>.+))?", ("warm", "cool"), 10)
+    assert naming.read(["cool-3-1.5T", "warm-5-7B", "cool-4-900", "warm-8", "best"]) == {
+        "warm-5-7B": Progress(1, 5, 7e9, "warm"),
+        "warm-8": Progress(1, 8, 80.0, "warm"),
+        "cool-3-1.5T": Progress(2, 11, 1.5e12, "cool"),
+        "cool-4-900": Progress(2, 12, 900.0, "cool"),
+    }
+    assert naming.sort(["cool-3", "warm-10", "warm-9", "best"]) == ["best", "warm-9", "warm-10", "cool-3"]
+    inside = Naming(r".*/ckpt(?P<step>\d+)").read(["a/ckpt2", "b/ckpt1"])
+    assert inside == {"a/ckpt2": Progress(1, 2, None, "a"), "b/ckpt1": Progress(2, 3, None, "b")}
+
+
+@pytest.mark.parametrize(
+    ("naming", "message"),
+    [
+        (
+            Naming(phases=("pretrain", "aneal")),
+            "models.phases: found pretrain, aneal; expected the phases of the checkpoints that say a step, each once and in their "
+            "order: anneal, pretrain",
+        ),
+        (Naming(phases=("pretrain",)), "models.phases: found pretrain; expected the phases of .*: anneal, pretrain"),
+        (Naming(r"x(?P<step>\d+)", ("pretrain",)), "models.phases: found pretrain; expected .* order: there are none"),
+        (
+            Naming(r"pretrain/(?P<step>\w+)"),
+            "checkpoint pretrain/iter_0: its name is read as step 'iter_0' and tokens ''; expected a whole number and an amount such "
+            "as 5B; check models.checkpoint_pattern",
+        ),
+        (Naming(r".*/iter(?P<tokens>_)(?P<step>\d+)"), "its name is read as step '0' and tokens '_'; expected a whole"),
+    ],
+)
+def test_phases_and_patterns_that_do_not_fit_are_refused(naming: Naming, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        naming.read(PHASES)
+
+
+def test_a_policy_goes_through_the_phases_one_after_the_other() -> None:
+    """The indices 10 to 19 with a stride of 2 begin behind pretrain's 0 to 7, in the middle of anneal."""
+    names = [f"{phase}/iter_{step}" for phase in ("anneal", "pretrain") for step in range(8)]
+    kept, unread = sampled([*names, "best"], "eurollm", Naming(phases=("pretrain", "anneal")))
+    assert kept == [*names[8:], *(f"anneal/iter_{i}" for i in (0, 1, 2, 4, 6, 7))]
+    assert unread == ["best"]
 
 
 def steps(count: int) -> list[str]:
@@ -230,6 +307,54 @@ def test_sampled_names_the_sub_directories_that_a_policy_keeps(tmp_path: Path) -
     assert found == [*(f"step-{i:02d}00" for i in (*range(11), 12)), "random:0"]
     assert without_step(str(tmp_path), ["sampled:olmo", "random:0"]) == ["best"]
     assert without_step(str(tmp_path), ["all"]) == []
+
+
+@pytest.fixture
+def phases(tmp_path: Path) -> Path:
+    """A model in each of the folders of `PHASES`, and in places where none belongs."""
+    tiny_models.save_model(tmp_path / "outside/iter_1", "gpt2")
+    for name in (*PHASES, "best/inner", "too/deep/down"):
+        shutil.copytree(tmp_path / "outside/iter_1", tmp_path / "m" / name)
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize(
+    ("revisions", "found"),
+    [
+        (["all"], [PHASES[i] for i in (5, 0, 1, 4, 3, 2)]),
+        (["anneal/*", "pretrain/iter_0"], ["anneal/iter_20", "anneal/iter_100", "pretrain/iter_0"]),
+        (["*/iter_?00", "random:1"], ["pretrain/iter_200", "anneal/iter_100", "random:1"]),
+        (["sampled:all"], [PHASES[i] for i in (0, 1, 4, 3, 2)]),
+    ],
+)
+def test_revisions_of_a_directory_of_phases(phases: Path, revisions: list[str], found: list[str]) -> None:
+    naming = Naming(phases=("pretrain", "anneal"))
+    there = checkpoints("m", str(phases), revisions, naming)
+    assert [checkpoint.revision for checkpoint in there] == found
+    # Steps count on from the last that is there, whether it is asked for or not.
+    stands = {checkpoint.revision: checkpoint.progress for checkpoint in there}
+    assert stands.get("anneal/iter_100", Progress(2, 1100, None, "anneal")) == Progress(2, 1100, None, "anneal")
+    assert {stands[name] for name in found if name in ("best", "random:1")} <= {None}
+    assert all(Path(c.source) == phases / c.revision for c in there if c.random_seed is None)
+    assert without_step(str(phases), revisions, naming) == (["best"] if revisions == ["sampled:all"] else [])
+
+
+@pytest.mark.parametrize("name", ["../outside/iter_1", "pretrain/../best", "best/inner", "too/deep/down"])
+def test_a_revision_leads_nowhere_else(phases: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=f"no checkpoint '{name}' in "):
+        checkpoints("m", str(phases), [name])
+
+
+def test_a_hub_has_names_of_its_own() -> None:
+    named = Progress(1, 10, 4e7)
+    found = checkpoints("m", "org/name", ["step10", "x/step2"], Naming(tokens_per_step=4_000_000))
+    assert found[0] == Checkpoint("m", "step10", "org/name", True, None, progress=named)
+    assert found[1].progress is None
+    for naming in (Naming(phases=("a",)), Naming("(?P<step>.)")):
+        with pytest.raises(
+            ModelError, match="phases and checkpoint_pattern are about directories, and 'org/name' is a Hub"
+        ):
+            checkpoints("m", "org/name", ["step10"], naming)
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

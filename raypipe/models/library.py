@@ -8,6 +8,8 @@ from pathlib import Path
 
 from raypipe.errors import ModelError
 
+CONFIG = "config.json"
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -29,6 +31,12 @@ def one_line(error: BaseException) -> str:
     """The error's type and the first line of its text that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def model_directories(root: Path) -> list[str]:
+    """The sub-directories that hold a saved model, and those below one that holds none, as `phase/iter_100`; sorted."""
+    found = {file.parent for below in ("*", "*/*") for file in root.glob(f"{below}/{CONFIG}")}
+    return sorted(folder.relative_to(root).as_posix() for folder in found if folder.parent not in found)
 
 
 def hub_revisions(repository: str) -> list[str]:

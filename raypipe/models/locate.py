@@ -15,10 +15,9 @@ from typing import Any
 
 from raypipe.errors import ModelError
 from raypipe.models.families import FAMILIES, Family
-from raypipe.models.library import hub_file, hub_revisions, one_line, quiet
-from raypipe.models.schedule import sampled
+from raypipe.models.library import CONFIG, hub_file, hub_revisions, model_directories, one_line, quiet
+from raypipe.models.schedule import BY_DIRECTORY, DIRECTORIES, HUB, SAMPLED, Naming, Progress, sampled
 
-CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -35,7 +34,6 @@ TOKENIZER_FILES = (
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 RANDOM = "random:"
-SAMPLED = "sampled:"  # and a policy of `schedule`
 NO_LIMIT = 10**9  # pieces; a tokenizer that states more states no limit
 DEFAULT_MAX_PIECES = 512  # what T5 was trained with, for models that state no limit
 
@@ -51,6 +49,7 @@ class Checkpoint:
         hub: whether `source` is a Hub id.
         random_seed: seed of freshly initialised weights; None for stored ones.
         commit: the Hub commit to read, whatever the revision names by then (see `pinned`); None reads the revision.
+        progress: where in training it stands, if its name says a step.
     """
 
     model: str
@@ -59,6 +58,7 @@ class Checkpoint:
     hub: bool
     random_seed: int | None
     commit: str | None = None
+    progress: Progress | None = None
 
     @property
     def label(self) -> str:
@@ -107,25 +107,32 @@ class ModelFacts:
         return sum(self.parameters_of.values())
 
 
-def checkpoints(name: str, path: str, revisions: Sequence[str]) -> list[Checkpoint]:
+def checkpoints(name: str, path: str, revisions: Sequence[str], naming: Naming = BY_DIRECTORY) -> list[Checkpoint]:
     """The checkpoints that `revisions` name, in their order, each once. Touches the network only to list a Hub's.
 
     Args:
         name: the grid's short name of the model.
-        path: a directory of a saved model, or of sub-directories with one each; or a Hub id `org/name`.
-        revisions: names or globs of sub-directories; `all` (every sub-directory, `step-2` before `step-10`, then the
+        path: a directory of a saved model, or of sub-directories (`iter_100` or `phase/iter_100`) with one each; or a Hub
+            id `org/name`.
+        revisions: names or globs of sub-directories; `all` (every sub-directory in the order of `Naming.sort`, then the
             directory itself if it is a model); `main` (the directory itself); `random:SEED` (fresh weights, with
             configuration and tokenizer of the directory itself or else of the last checkpoint listed); `sampled:POLICY`
             (those sub-directories whose names say a step, thinned as `schedule.sampled` does). For a Hub id: Hub
             revisions, `sampled:POLICY` of its branches and tags, and `random:SEED`.
+        naming: how the sub-directories are named; a Hub id has names of its own.
 
     Raises:
-        ModelError: nothing is there, a revision names nothing, or the weights are missing or pickled.
+        ModelError: nothing is there, a revision names nothing, or the weights are missing or pickled; or as `Naming.read`.
     """
     root = Path(path).expanduser()
     if root.is_dir():
-        found = _local(name, Path(os.path.abspath(root)), revisions)
+        found = _local(name, Path(os.path.abspath(root)), revisions, naming)
     elif _looks_like_hub_id(path):
+        if naming.phases or naming.pattern != DIRECTORIES:
+            raise ModelError(
+                f"model '{name}': phases and checkpoint_pattern are about directories, and '{path}' is a Hub id; leave them out"
+            )
+        naming = replace(naming, pattern=HUB)
         for revision in revisions:
             if revision == "all" or set(revision) & set("*?["):
                 raise ModelError(
@@ -134,22 +141,14 @@ def checkpoints(name: str, path: str, revisions: Sequence[str]) -> list[Checkpoi
         named: list[str] = []
         for revision in revisions:
             policy = revision.removeprefix(SAMPLED)
-            named += [revision] if policy == revision else sampled(hub_revisions(path), policy)[0]
-        found = [Checkpoint(name, revision, path, True, _seed(name, revision)) for revision in named]
+            named += [revision] if policy == revision else sampled(hub_revisions(path), policy, naming)[0]
+        said = naming.read(named)
+        found = [Checkpoint(name, r, path, True, _seed(name, r), progress=said.get(r)) for r in named]
     else:
         known = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
         near = _near(root.name, known)
         raise ModelError(f"model '{name}': '{path}' is neither a directory nor a Hub id (org/name){near}")
     return list(dict.fromkeys(found))
-
-
-def without_step(path: str, revisions: Sequence[str]) -> list[str]:
-    """The names that say no step and that a sampling policy among the revisions leaves out for it; `path` as in `checkpoints`."""
-    root = Path(path).expanduser()
-    policy = next((revision.removeprefix(SAMPLED) for revision in revisions if revision.startswith(SAMPLED)), None)
-    if policy is None:
-        return []
-    return sampled(_below(root) if root.is_dir() else hub_revisions(path), policy)[1]
 
 
 def one_checkpoint(model: str) -> Checkpoint:
@@ -286,36 +285,33 @@ def weight_files(root: Path, label: str) -> list[Path]:
     raise ModelError(f"{label}: no {WEIGHTS} in {root}; save the model there with save_pretrained")
 
 
-def _local(name: str, root: Path, revisions: Sequence[str]) -> list[Checkpoint]:
-    below = _below(root)
+def _local(name: str, root: Path, revisions: Sequence[str], naming: Naming) -> list[Checkpoint]:
+    below = naming.sort(model_directories(root))
     itself = (root / CONFIG).is_file()
     if not below and not itself:
         raise ModelError(f"model '{name}': no {CONFIG} in {root} nor in its sub-directories; expected a saved model")
     listed: list[str] = []
     for revision in revisions:
-        listed += _matching(name, root, revision, below, itself)
+        policy = revision.removeprefix(SAMPLED)
+        plain = policy == revision
+        listed += _matching(name, root, revision, below, itself) if plain else sampled(below, policy, naming)[0]
     stored = [revision for revision in listed if _seed(name, revision) is None]
     model_of_random = root if itself else root / (stored or below)[-1]
-    found = []
+    found, said = [], naming.read(below)
     for revision in listed:
         seed = _seed(name, revision)
         source = root if revision == "main" else root / revision
-        found.append(Checkpoint(name, revision, str(source if seed is None else model_of_random), False, seed))
+        place = str(source if seed is None else model_of_random)
+        found.append(Checkpoint(name, revision, place, False, seed, progress=said.get(revision)))
     for checkpoint in found:
         if checkpoint.random_seed is None:
             weight_files(Path(checkpoint.source), checkpoint.label)
     return found
 
 
-def _below(root: Path) -> list[str]:
-    return sorted((entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()), key=natural)
-
-
 def _matching(name: str, root: Path, revision: str, below: list[str], itself: bool) -> list[str]:
     if revision.startswith(RANDOM):
         return [revision]
-    if revision.startswith(SAMPLED):
-        return sampled(below, revision.removeprefix(SAMPLED))[0]
     if revision == "all":
         return [*below, *(["main"] if itself else [])]
     if revision == "main":
@@ -346,11 +342,6 @@ def _seed(name: str, revision: str) -> int | None:
 def _looks_like_hub_id(path: str) -> bool:
     # `models/xlmr` with a local `models` is a mistyped directory, not a Hub id.
     return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path)) and not Path(path).parent.is_dir()
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts `step-2` before `step-10`."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def _near(name: str, known: Iterable[str]) -> str:

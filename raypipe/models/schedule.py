@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from raypipe.errors import ModelError
+from raypipe.models.library import hub_revisions, model_directories
 
-_NAME = re.compile(
-    r"(?:stage(?P<stage>\d+)-)?(?:global_)?(?:step|iter)[-_]?(?P<step>\d+)(?:-tokens(?P<tokens>\d+(?:\.\d+)?)(?P<unit>[BT]))?"
-)
-_UNITS = {"B": 1e9, "T": 1e12}
+# What names say, of the Hub and of sub-directories; `number` is a stage without a phase: later ones are not sampled.
+HUB = r"(?:stage(?P<number>\d+)-)?(?:global_)?(?:step|iter)[-_]?(?P<step>\d+)(?:-tokens(?P<tokens>\d+(?:\.\d+)?[BT]))?"
+DIRECTORIES = rf"(?:.*/)?{HUB}"
+_TOKENS = re.compile(r"(\d+(?:\.\d+)?)([BT]?)")
+_UNITS = {"": 1.0, "B": 1e9, "T": 1e12}
+SAMPLED = "sampled:"  # and a policy
 POLICIES = {
     "all": ((None, 1),),
     "apertus": ((10, 1), (20, 2), (30, 5), (None, 10)),
@@ -29,51 +34,125 @@ class Progress(NamedTuple):
     """Where a checkpoint stands.
 
     Attributes:
-        stage: Training stage, 1 where the name says none.
-        step: Training step.
+        stage: Place of its phase among those of the model, from 1; without phases the stage that its name says, else 1.
+        step: Training step; in a later phase its own and the last one of the phase before.
         tokens: Training tokens; None where they are not known.
+        phase: Name of its phase; empty without.
     """
 
     stage: int
     step: int
     tokens: float | None
+    phase: str = ""
 
 
-def progress(name: str, tokens_per_step: int | None = None) -> Progress | None:
-    """What a name such as `stage1-step1000-tokens5B`, `global_step1000`, `iter_1000` or `step-001000` says; None for any other.
+class _Said(NamedTuple):
+    """What a name says: phase and stage, own step, tokens."""
 
-    Args:
-        name: The checkpoint's.
+    place: tuple[str, int]
+    step: int
+    tokens: float | None
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a model's checkpoints are named.
+
+    Attributes:
+        pattern: Regular expression of a whole name, with the group step and optionally stage (the phase, else the folder that the
+            name says) and tokens (all so far, such as `5B`). Unless told otherwise `stage1-step1000-tokens5B`, `global_step1000`,
+            `iter_1000`, `step-001000` and the like, in a folder or not.
+        phases: The phases in their order; empty takes the natural order of their names.
         tokens_per_step: Training tokens of a step, for names that say steps alone.
     """
-    found = _NAME.fullmatch(name)
-    if not found:
-        return None
-    step = int(found["step"])
-    tokens = float(found["tokens"]) * _UNITS[found["unit"]] if found["tokens"] else None
-    if tokens is None and tokens_per_step is not None:
-        tokens = float(step * tokens_per_step)
-    return Progress(int(found["stage"] or 1), step, tokens)
+
+    pattern: str = DIRECTORIES
+    phases: tuple[str, ...] = ()
+    tokens_per_step: int | None = None
+
+    def sort(self, names: Iterable[str]) -> list[str]:
+        """The names phase by phase, those without one first, and in each `step-2` before `step-10`."""
+        return sorted(names, key=lambda name: (self._rank(self._phase(name)), natural(name), name))
+
+    def read(self, names: Iterable[str]) -> dict[str, Progress]:
+        """Where those of a model's checkpoints stand whose names say a step.
+
+        Args:
+            names: All that are there: steps of a later phase count on from the last one of the phase before.
+
+        Raises:
+            ModelError: The phases there are others than `phases`, or a name says something that is no step or amount.
+        """
+        said = {name: found for name in names if (found := self._said(name))}
+        places = sorted({found.place for found in said.values()}, key=lambda place: (self._rank(place[0]), place))
+        phases = list(dict.fromkeys(phase for phase, _ in places if phase))
+        if self.phases and set(phases) != set(self.phases):
+            raise ModelError(
+                f"models.phases: found {', '.join(self.phases)}; expected the phases of the checkpoints that say a step, "
+                f"each once and in their order: {', '.join(phases) or 'there are none'}"
+            )
+        made, before = dict[str, Progress](), 0
+        for stage, (phase, number) in enumerate(places, 1):
+            own = {name: found for name, found in said.items() if found.place == (phase, number)}
+            for name, found in own.items():
+                step, tokens = before + found.step, found.tokens
+                if tokens is None and self.tokens_per_step is not None:
+                    tokens = float(step * self.tokens_per_step)
+                made[name] = Progress(stage if phases else number, step, tokens, phase)
+            before += max(found.step for found in own.values()) if phases else 0
+        return made
+
+    def _said(self, name: str) -> _Said | None:
+        found = re.fullmatch(self.pattern, name)
+        groups = found.groupdict() if found else {}
+        if not groups.get("step"):
+            return None
+        step, tokens = groups["step"], groups.get("tokens") or ""
+        amount = _TOKENS.fullmatch(tokens)
+        if not step.isdecimal() or (tokens and not amount):
+            raise ModelError(
+                f"checkpoint {name}: its name is read as step '{step}' and tokens '{tokens}'; expected a whole number and an amount "
+                "such as 5B; check models.checkpoint_pattern"
+            )
+        seen = float(amount[1]) * _UNITS[amount[2]] if amount else None
+        return _Said((self._phase(name), int(groups.get("number") or 1)), int(step), seen)
+
+    def _phase(self, name: str) -> str:
+        found = re.fullmatch(self.pattern, name)
+        stage = found.groupdict().get("stage") if found else None
+        return stage or name.rpartition("/")[0]
+
+    def _rank(self, phase: str) -> tuple[tuple[int, str], ...]:
+        return ((self.phases.index(phase), ""),) if phase in self.phases else natural(phase)
 
 
-def sampled(names: Sequence[str], policy: str) -> tuple[list[str], list[str]]:
+BY_DIRECTORY = Naming()
+
+
+def natural(text: str) -> tuple[tuple[int, str], ...]:
+    """A key that sorts `step-2` before `step-10`."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text))
+
+
+def sampled(names: Sequence[str], policy: str, naming: Naming = BY_DIRECTORY) -> tuple[list[str], list[str]]:
     """The sampled names in the order of stage and step, and the names that say no step.
 
     Args:
-        names: Names of checkpoints, in any order; only those of the first stage among them are sampled.
+        names: Names of checkpoints, in any order; of those without a phase only the ones of the first stage are sampled.
         policy: One of `POLICIES`, or log_tokens:K for K names spaced evenly in the logarithm of tokens (of steps without them).
+        naming: How they are named.
 
     Raises:
-        ModelError: The policy is unknown, no name says a step, or two names say the same one.
+        ModelError: The policy is unknown, no name says a step, or two names say the same one; or as `Naming.read`.
     """
-    at = {name: found for name in names if (found := progress(name))}
+    at = replace(naming, tokens_per_step=None).read(names)  # a step 0 is near to the others only in steps
     unread = [name for name in names if name not in at]
     if not at:
         raise ModelError(f"none of {len(names)} checkpoints says its step, as step1000 does; name each revision")
     first = min(found.stage for found in at.values())
-    order = sorted((name for name in at if at[name].stage == first), key=lambda name: at[name].step)
+    order = sorted((name for name in at if at[name].phase or at[name].stage == first), key=lambda name: at[name][:2])
     for a, b in pairwise(order):
-        if at[a].step == at[b].step:
+        if at[a][:2] == at[b][:2]:
             raise ModelError(f"checkpoints {a} and {b} say the same step; name each revision")
     if policy.startswith(LOG_TOKENS) and policy.removeprefix(LOG_TOKENS).isdecimal():
         amounts = np.log([max(1.0, at[name].tokens or at[name].step) for name in order])
@@ -84,3 +163,14 @@ def sampled(names: Sequence[str], policy: str) -> tuple[list[str], list[str]]:
         raise ModelError(f"sampling policy '{policy}': expected one of {', '.join(POLICIES)} or {LOG_TOKENS}K")
     strides = [next(stride for end, stride in POLICIES[policy] if end is None or i < end) for i in range(len(order))]
     return [name for i, name in enumerate(order) if i % strides[i] == 0 or i == len(order) - 1], unread
+
+
+def without_step(path: str, revisions: Sequence[str], naming: Naming = BY_DIRECTORY) -> list[str]:
+    """The names that say no step and that a sampling policy among the revisions leaves out for it; as `locate.checkpoints`."""
+    root = Path(path).expanduser()
+    policy = next((revision.removeprefix(SAMPLED) for revision in revisions if revision.startswith(SAMPLED)), None)
+    if policy is None:
+        return []
+    if root.is_dir():
+        return sampled(model_directories(root), policy, naming)[1]
+    return sampled(hub_revisions(path), policy, replace(naming, pattern=HUB))[1]

@@ -5,7 +5,7 @@ A run whose decoder is both read (with a text) and patched (with a concept table
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ NAME, PLACE = "patching_emergence", "patching/emergence.parquet"
 CAUSAL = "patching_effect"
 LEAST = 3  # checkpoints for a rank correlation
 SETTINGS = ("variant", "algorithm", "k", "theta", "translations", "min_types", "size_ratio", "rule")
+PROGRESS: dict[str, Callable[[Any], Any]] = {"stage": int, "phase": str, "step": int, "tokens_seen": float}
 VALUES = {"calign": "calign", "colap": "colap", "similarity": "value"}
 
 
@@ -48,7 +49,7 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
     seen = summary[(summary["setting"] == "seen") & ~summary["revision"].str.startswith(RANDOM)]
     # The mean over targets, which stands behind them also where some are unfinished and it is null, or the only one.
     seen = seen.drop_duplicates(["model", "revision"], keep="last").dropna(subset="effect_split")
-    seen = seen.set_index(["model", "revision"]).astype({"step": float, "tokens_seen": float})
+    seen = seen.set_index(["model", "revision"])
     found = list[dict[str, Any]]()
     for name, column in VALUES.items():
         if name not in tables:
@@ -90,9 +91,8 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
 
 def _training(seen: Any, model: str, revision: str) -> dict[str, Any]:
     """A checkpoint and where in training it stands."""
-    row = seen.loc[(model, revision)]
-    known = {name: kind(row[name]) for name, kind in (("step", int), ("tokens_seen", float)) if row[name] == row[name]}
-    return {"revision": revision, "step": None, "tokens_seen": None} | known
+    known = seen.loc[(model, revision)][list(PROGRESS)].dropna()
+    return {"revision": revision, **dict.fromkeys(PROGRESS)} | {name: PROGRESS[name](of) for name, of in known.items()}
 
 
 def _spearman(x: Any, y: Any) -> float | None:

@@ -25,7 +25,6 @@ from raypipe.grid import Grid
 from raypipe.gridpatching import DISJOINT, MATCHED, source_pairs
 from raypipe.interop.lines import read_counts
 from raypipe.models.locate import Checkpoint
-from raypipe.models.schedule import progress
 from raypipe.rundir import Cell, RunDir, digest, file_digest
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.patching_rows import Outcome, Target, meeting
@@ -34,7 +33,7 @@ from raypipe.stages.plan import Plan
 from raypipe.stages.prompts import Direction, decoders, read_table, trained_on, vocabulary
 from raypipe.stages.shards import torch_device
 
-NAME, VERSION = "patching", 3
+NAME, VERSION = "patching", 4
 FIELDS = (
     "languages",
     "patching.settings",
@@ -61,7 +60,7 @@ def cells(plan: Plan, prompts: list[Cell]) -> list[Cell]:
         of_model = next(cell for cell in prompts if cell["model"] == checkpoint.model)
         inputs = {"prompts": of_model.fingerprint, "model weights": plan.weights[checkpoint.model, checkpoint.revision]}
         own = fields | {"models.trained_on": list(trained_on(plan.grid, checkpoint.model))}
-        own |= {"models.tokens_per_step": _tokens_per_step(plan.grid, checkpoint.model)}
+        own |= {"stage, step, tokens and phase": checkpoint.progress}
         for target in plan.grid.patching.directions(plan.grid.languages):
             counts = word_counts(plan.grid, target[0])
             more = {"word counts": file_digest(counts)} if counts else {}
@@ -200,13 +199,15 @@ class _Checkpoint:
         direction: Direction = (item["target"][0], item["target"][1])
         target = Target(self._pairs, self._concepts, self._sets, self._grid.languages, direction)
         outcomes = self._outcomes(direction, target)
-        named = progress(self._checkpoint.revision, _tokens_per_step(self._grid, self._checkpoint.model))
+        stage, step, tokens, phase = self._checkpoint.progress or (None, None, None, None)
         keys = {
             "model": self._checkpoint.model,
             "revision": self._checkpoint.revision,
             "commit": self._checkpoint.commit or "",
-            "step": named.step if named else None,
-            "tokens_seen": named.tokens if named else None,
+            "stage": stage,
+            "phase": phase or None,
+            "step": step,
+            "tokens_seen": tokens,
             "target_in": direction[0],
             "target_out": direction[1],
         }
@@ -321,10 +322,6 @@ class _Checkpoint:
         texts, places = self._rows(role, pair, ["text", "write_pos"]).to_pydict().values()
         ids = ids_of(self._tokenizer, texts)
         return [Prompt(np.array(i, np.int32), place) for i, place in zip(ids, places, strict=True)]
-
-
-def _tokens_per_step(grid: Grid, model: str) -> int | None:
-    return next(m.tokens_per_step for m in grid.models if m.name == model)
 
 
 def _null_apart(before: dict[str, int], after: dict[str, int], patched: Set[str]) -> dict[str, int]:

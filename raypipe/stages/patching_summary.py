@@ -39,7 +39,7 @@ UNPATCHED = (SOURCE, TARGET, MATCHED)
 FLAT = ("curves", "checkpoints", "transitions", "strata")
 COSTS = "costs"
 PLACES = {name: f"patching/{name}.parquet" for name in (*FLAT, COSTS)}
-STEM = [column.name for column in TABLES["patching_checkpoints"][:5]]  # of a checkpoint: model … tokens_seen
+STEM = [column.name for column in TABLES["patching_checkpoints"][:7]]  # of a checkpoint: model … tokens_seen
 ALL_TARGETS = {"target_in": None, "target_out": None}
 
 
@@ -364,7 +364,7 @@ def _levels(overlap: FloatArray) -> list[str]:
 
 
 def _with_emergence(table: pa.Table) -> pa.Table:
-    """The table with `emerged` filled: by model, target and setting, over the revisions in the order of their step, else of the grid.
+    """The table with `emerged` filled: by model, target and setting, over the revisions in the order of stage and step, else of the grid.
 
     A checkpoint with `no_room` has not emerged: one that cannot translate at all may stand above its null by next to nothing.
     """
@@ -375,7 +375,7 @@ def _with_emergence(table: pa.Table) -> pa.Table:
             groups.setdefault(tuple(row[n] for n in ("model", "target_in", "target_out", "setting")), []).append(row)
     for over_time in groups.values():
         if all(row["step"] is not None for row in over_time):
-            over_time.sort(key=lambda row: row["step"])
+            over_time.sort(key=lambda row: (row["stage"], row["step"]))
         first = emergence(
             [None if "no_room" in row["null_reason"].split(";") else row["effect_split_lo"] for row in over_time]
         )

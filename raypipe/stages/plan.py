@@ -12,6 +12,7 @@ from raypipe.errors import GridError, InputError
 from raypipe.grid import LONGEST_SCOPE, Grid, Model
 from raypipe.interop.am2ico import read_am2ico
 from raypipe.models.locate import Checkpoint, ModelFacts, checkpoints, facts, fingerprint, pinned
+from raypipe.models.schedule import DIRECTORIES, Naming
 from raypipe.rundir import file_digest
 from raypipe.stages.annotated import Annotation, find_annotations
 from raypipe.stages.text import Text, hub_revision
@@ -217,7 +218,12 @@ def _components(model: Model, size: ModelFacts) -> tuple[str, ...]:
 
 
 def _checkpoints(model: Model) -> list[Checkpoint]:
-    return [pinned(c) for c in checkpoints(model.name, toy.resolve(model.path), model.revisions)]
+    return [pinned(c) for c in checkpoints(model.name, toy.resolve(model.path), model.revisions, naming(model))]
+
+
+def naming(model: Model) -> Naming:
+    """How the checkpoints of a model of the grid are named."""
+    return Naming(model.checkpoint_pattern or DIRECTORIES, model.phases or (), model.tokens_per_step)
 
 
 def _texts(grid: Grid) -> dict[str, Text]:

@@ -15,11 +15,12 @@ from raypipe.errors import GridError, InputError
 from raypipe.grid import Grid
 from raypipe.gridpatching import MATCHED, source_pairs
 from raypipe.interop.concepttable import NATIVE_NAMES, Concept, ConceptTable, read_concepts
-from raypipe.models.locate import Checkpoint, tokenizer_fingerprint, without_step
+from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
+from raypipe.models.schedule import without_step
 from raypipe.rundir import Cell, RunDir, digest
 from raypipe.schema import make_table
 from raypipe.stages.context import Context, Item, Receipt
-from raypipe.stages.plan import Plan
+from raypipe.stages.plan import Plan, naming
 
 NAME, VERSION = "prompts", 1
 FIELDS = ("languages", "patching.names", "patching.pairs", "patching.shots", "patching.seed")
@@ -121,7 +122,7 @@ def run(context: Context, left: list[Cell]) -> None:
     context.watcher.start(NAME, len(left), "models")
     last = {checkpoint.model: checkpoint for checkpoint in decoders(context.plan)}
     for model in context.plan.grid.models:
-        if unread := without_step(toy.resolve(model.path), model.revisions):
+        if unread := without_step(toy.resolve(model.path), model.revisions, naming(model)):
             context.watcher.note(f"{model.name}: no step in the names of {', '.join(unread)}; they are left out")
     items = [
         {

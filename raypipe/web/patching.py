@@ -24,7 +24,9 @@ _COLORS = dict(zip(_SETTINGS, [*PALETTE, "#A6761D"], strict=True)) | dict.fromke
 _ALL = "all targets"
 _PANELS = 12  # targets that have a panel of their own
 _WIDTH = 245
+_OVER_TIME = ["panel", "shown", "revision", "random", "at", "later", "mean", "lo", "hi"]
 _GROUPS = ["gold", "gold_copy", "copying", "sense", "language", "wrong"]
+_BEGINS = " Thin upright rules: the last checkpoint before the phase of training whose name they bear."
 _MEASURES = {
     "effect": "effect_split",
     "normalised score": "nps_split",
@@ -82,6 +84,25 @@ def _training(frame: pd.DataFrame) -> tuple[pd.DataFrame, alt.X]:
     return frame, alt.X("at:Q", title=title, scale=training_scale(frame["at"].dropna()), axis=axis)
 
 
+def _later(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The rows with `later`: in each panel, at the last checkpoint before a phase, that phase's name."""
+    there = frame.dropna(subset="stage").sort_values([by, "stage", "at"]).drop_duplicates([by, "revision"])
+    there = there.assign(next=there.groupby(by)["phase"].shift(-1))
+    last = there.loc[there["next"].notna() & (there["next"] != there["phase"]), [by, "revision", "next"]]
+    names = {(panel, revision): phase for panel, revision, phase in last.itertuples(index=False)}
+    return frame.assign(later=[names.get(at) for at in zip(frame[by], frame["revision"], strict=True)])
+
+
+def _begins(frame: pd.DataFrame, x: alt.X) -> list[alt.Chart]:
+    """A thin rule with its name where a later phase begins."""
+    if frame["later"].isna().all():
+        return []
+    chart = alt.Chart().transform_filter("isValid(datum.later)")
+    base = chart.transform_aggregate(rows="count()", groupby=["at", "later"]).encode(x=x)
+    name = base.mark_text(align="left", dx=3, color="#666").encode(y=alt.value(6), text="later:N")
+    return [base.mark_rule(color="#666", strokeWidth=0.7), name]
+
+
 def _color(frame: pd.DataFrame) -> alt.Color:
     """One colour per setting, the same in every chart; what is no setting takes those of the palette in turn."""
     names, free = list(frame["shown"].unique()), cycle(PALETTE)
@@ -106,6 +127,7 @@ def _chart(
     )
     spec: dict[str, Any] = (faceted.resolve_scale(y="independent") if own else faceted).to_dict()
     del spec["$schema"]
+    caption += _BEGINS if "later" in frame and frame["later"].notna().any() else ""
     return Chart(name, title, caption, spec | {"config": CONFIG, "usermeta": {"beside": beside}}), frame
 
 
@@ -127,7 +149,7 @@ def _layers(curves: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
 
 
 def _over_time(frame: pd.DataFrame, x: alt.X, y: str | None) -> alt.LayerChart:
-    """Lines with bands over training, and a rule for each random:SEED."""
+    """Lines with bands over training, and rules for each random:SEED and each later phase."""
     base = alt.Chart().encode(color=_color(frame))
     stored = base.transform_filter("!datum.random").encode(x=x)
     band = stored.mark_area(opacity=0.15).encode(y=alt.Y("lo:Q", title=y), y2="hi:Q")
@@ -136,7 +158,7 @@ def _over_time(frame: pd.DataFrame, x: alt.X, y: str | None) -> alt.LayerChart:
     if frame["random"].any():
         rule = base.transform_filter("datum.random").mark_rule(strokeDash=[1, 3])
         layers.append(rule.encode(y="mean:Q", tooltip=tooltip))
-    return alt.layer(*layers)
+    return alt.layer(*layers, *_begins(frame, x))
 
 
 def _measured(summary: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -157,8 +179,7 @@ def _emergence(over: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
     frame, x = _training(pd.concat([_measured(over, measure) for measure in _MEASURES]))
     several = frame["model"].nunique() > 1
     frame = frame.assign(panel=frame["model"] + ", " + frame["measure"] if several else frame["measure"])
-    frame = frame[frame["setting"] != "tgt_unpatched"]
-    frame = frame[["panel", "shown", "revision", "random", "at", "mean", "lo", "hi"]]
+    frame = _later(frame[frame["setting"] != "tgt_unpatched"], "panel")[_OVER_TIME]
     caption = (
         "Means over targets. Effect: P(s in O) above that of the null, the grey dotted line. Effect, normalised score and accuracy are "
         "those of each half of the concept pairs at the start layer where the other half is best; these two layers are the band of the "
@@ -174,8 +195,7 @@ def _targets(summary: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
     targets = list(frame["target"].unique())
     left_out = len(targets) - len(targets[:_PANELS])
     frame = frame[frame["target"].isin(targets[:_PANELS])]
-    frame = frame.assign(panel=frame["model"] + ", " + frame["target"])
-    frame = frame[["panel", "shown", "revision", "random", "at", "mean", "lo", "hi"]]
+    frame = _later(frame.assign(panel=frame["model"] + ", " + frame["target"]), "panel")[_OVER_TIME]
     caption = "P(s in O) above that of the null, at the split-half layers, with 95 % intervals over concept pairs." + (
         f" {left_out} more targets are in patching/checkpoints.parquet." if left_out > 0 else ""
     )
@@ -195,9 +215,8 @@ def _together(table: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
         f"{r:.2f} over {int(n)} checkpoints" if pd.notna(r) else "–"
         for r, n in zip(frame["r"], frame["n"], strict=True)
     ]
-    frame = frame.rename(columns={"measure": "shown"})[
-        ["model", "shown", "revision", "at", "layer", "value", "lo", "hi", "r"]
-    ]
+    columns = ["model", "shown", "revision", "at", "later", "layer", "value", "lo", "hi", "r"]
+    frame = _later(frame.rename(columns={"measure": "shown"}), "model")[columns]
     base = alt.Chart().encode(x=x, color=_color(frame))
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("lo:Q", title="value"), y2="hi:Q")
     line = _line(base, y="value:Q", tooltip=["shown:N", "revision:N", "layer:Q", "value:Q", "r:N"])
@@ -205,7 +224,8 @@ def _together(table: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
         "The effect of patching beside the observational measures, each at the layer where it is highest at the last checkpoint; a mark "
         "tells its rank correlation with the effect over the checkpoints, which are few and of one training run."
     )
-    return _chart("patching-together", "Both systems over training", caption, alt.layer(band, line), frame, "model")
+    panel = alt.layer(band, line, *_begins(frame, x))
+    return _chart("patching-together", "Both systems over training", caption, panel, frame, "model")
 
 
 def _labels(transitions: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
