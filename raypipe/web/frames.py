@@ -162,7 +162,7 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     names = revisions(frame)
     numbers = {m: [re.findall(r"\d+", r)[-1:] for r in rs] for m, rs in names.items()}
     numbered = all(all(n) and len({int(x[0]) for x in n}) == len(n) for n in numbers.values())
-    # Each phase of training counts its steps from 0.
+    # Each phase of training (a folder) counts its steps from 0.
     numbered &= all(len({revision.rpartition("/")[0] for revision in rs}) == 1 for rs in names.values() if rs)
     step = {(m, r): int(numbers[m][i][0]) if numbered else i for m, rs in names.items() for i, r in enumerate(rs)}
     at = list(zip(frame["model"], frame["revision"], strict=True))

@@ -90,7 +90,8 @@ def _later(frame: pd.DataFrame, by: str) -> pd.DataFrame:
     there = there.assign(next=there.groupby(by)["phase"].shift(-1))
     last = there.loc[there["next"].notna() & (there["next"] != there["phase"]), [by, "revision", "next"]]
     names = {(panel, revision): phase for panel, revision, phase in last.itertuples(index=False)}
-    return frame.assign(later=[names.get(at) for at in zip(frame[by], frame["revision"], strict=True)])
+    later: list[Any] = [names.get(at) for at in zip(frame[by], frame["revision"], strict=True)]
+    return frame.assign(later=later)
 
 
 def _begins(frame: pd.DataFrame, x: alt.X) -> list[alt.Chart]:
