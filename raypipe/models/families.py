@@ -46,6 +46,7 @@ class Family:
         parts: the components whose states can be read, `encoder` before `decoder`.
         positions: the configuration's name of the longest sequence; None where positions are relative.
         positions_after_padding: positions count from `pad_token_id + 1` (fairseq's habit), so that many of them are never used.
+        sdpa: whether torch's fused attention gives its values; some transformers choose it for Gemma-2 and leave its softcap out.
         pooler: whether the base model takes `add_pooling_layer`.
         starts_with_last: the decoder starts with the line's last piece (a language code), not with the one of the configuration.
     """
@@ -53,6 +54,7 @@ class Family:
     parts: dict[str, Part]
     positions: str | None = "max_position_embeddings"
     positions_after_padding: bool = False
+    sdpa: bool = True
     pooler: bool = False
     starts_with_last: bool = False
 
@@ -137,11 +139,11 @@ _LLAMA = Family(_grouped())
 FAMILIES: dict[str, Family] = {
     "apertus": Family(_grouped(normed_heads=True, gated=False)),
     "bert": Family(_BERT, pooler=True),
-    "bloom": Family(_gpt("mlp.dense_4h_to_h"), positions="seq_length"),
+    "bloom": Family(_gpt("mlp.dense_4h_to_h"), positions="seq_length", sdpa=False),
     "camembert": _ROBERTA,
     "distilbert": Family({"encoder": Part("transformer.layer", None, "n_layers", "ffn.lin2", "hidden_dim", _plain())}),
     "gemma": _LLAMA,
-    "gemma2": Family(_grouped(norms=4)),
+    "gemma2": Family(_grouped(norms=4), sdpa=False),
     "gemma3_text": Family(_grouped(norms=4, normed_heads=True)),
     "gpt2": Family(_gpt("mlp.c_proj")),
     "gpt_neox": Family({"decoder": _NEOX}),

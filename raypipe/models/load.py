@@ -87,11 +87,11 @@ def narrow(model: Any, precision: str) -> None:
 
 
 def _weights(kind: Any, checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
-    """A model of one of transformers' automatic classes, with torch's fused attention where the class supports it."""
+    """A model of one of transformers' automatic classes; which attention it has depends on its family alone."""
     import torch
 
-    _, config = read_config(checkpoint)
-    options |= {"dtype": torch.float32}
+    family, config = read_config(checkpoint)
+    options |= {"dtype": torch.float32, "attn_implementation": "sdpa" if family.sdpa else "eager"}
     missing: set[str] = set()
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
