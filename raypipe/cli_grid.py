@@ -88,10 +88,10 @@ def _grid(path: Path | None, flags: dict[str, Any]) -> Any:
         overrides += [("corpus.format", kind), ("corpus.path", flags["corpus"])]
     if flags["workers"] is not None:
         overrides.append(("resources.workers", flags["workers"]))
-    overrides += map(setting_of, flags["set"] or [])
     if flags["lexicon"] is not None:
-        found = {"format": _lexicon_format(flags["lexicon"])}
-        overrides += [("lexicon", found), ("lexicon.path", flags["lexicon"])]
+        overrides += [("lexicon.induce", None), ("lexicon.lines", None)]
+        overrides += [("lexicon.format", _lexicon_format(flags["lexicon"])), ("lexicon.path", flags["lexicon"])]
+    overrides += map(setting_of, flags["set"] or [])
     return load_grid(path, overrides)
 
 

@@ -212,6 +212,19 @@ def test_the_format_of_a_dictionary_is_told_from_its_content(
         assert (found["format"], found["path"]) == (kind, str(tmp_path / pattern))
 
 
+def test_another_dictionary_is_read_as_the_grid_and_its_flags_say(
+    grid_file: Path, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "en-de.txt").write_text("dog Hund\n")
+    flags = ["--lexicon", f"{tmp_path}/{{source}}-{{target}}.txt", "--set", "lexicon.nbest_order=file"]
+    assert yaml.safe_load(command("grid", grid_file, *flags).out)["lexicon"]["nbest_order"] == "file"
+    grid = yaml.safe_load(grid_file.read_text())
+    for own, multiword in (({"induce": "eflomal", "lines": [0, 9]}, "drop"), ({"multiword": "keep"}, "keep")):
+        grid_file.write_text(yaml.safe_dump(grid | {"lexicon": own}))
+        found = yaml.safe_load(command("grid", grid_file, *flags).out)["lexicon"]
+        assert (found["induce"], found["lines"], found["multiword"]) == (None, None, multiword)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
