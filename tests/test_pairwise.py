@@ -398,6 +398,21 @@ def test_models_are_compared_on_the_occurrences_that_all_of_them_have(
         ran(Grid(**runs["common"].grid.to_dict() | {"words": words["own"]}), runs["common"].path)
 
 
+def test_what_one_pair_lost_is_lost_in_all_where_a_model_has_the_same_points_in_all(desk: Desk) -> None:
+    texts = {"en": ["a b", "c d", "e f"], "de": ["A B", "C D", "E F"], "fr": ["x y", "", "z w"]}
+    models = [
+        {"name": "bert", "path": str(desk.models / "bert")},
+        {"name": "t5", "path": str(desk.models / "t5"), "source": "pair", "components": ["decoder"]},
+    ]
+    more: dict[str, Any] = {"layers": [1], "words": {"common_occurrences": True}, "concepts": {"k": 1}}
+    run = ran(desk.grid(texts, {}, models=models, pairs=["en-de", "en-fr"], **more), desk.place / "run")
+    for model, part, scope in (("bert", "encoder", "en"), ("t5", "decoder", "en~en-de"), ("t5", "decoder", "en~en-fr")):
+        found = run.concepts(model=model, component=part, scope=scope)
+        assert found["sentence"].to_pylist() == [0, 0, 2, 2]  # beside line 1 the encoder would read nothing in French
+    alone = run.concepts(model="t5", component="decoder", scope="de~en-de")
+    assert alone["sentence"].to_pylist() == [0, 0, 1, 1, 2, 2]
+
+
 def test_another_source_text_is_noticed(desk: Desk) -> None:
     grid = desk.grid(LINES, {}, "t5", states={"source": "pair"})
     plan = make_plan(grid)

@@ -5,8 +5,8 @@ Words are chosen on text, before any model reads them: models differ only in tho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Sequence
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -24,14 +24,14 @@ class Lost(NamedTuple):
     fingerprint: str
 
 
-def readers(extracted: Iterable[Cell], side: str) -> list[Cell]:
-    """The cells of states that the points of a side are read into, of every model; not those of the language's other pairs."""
-    return [
-        cell
-        for cell in extracted
-        if cell["lang"] == side
-        or (language_of(cell["lang"]) == language_of(side) and not ("~" in cell["lang"] and "~" in side))
-    ]
+def readers(extracted: Collection[Cell], side: str) -> list[Cell]:
+    """The cells of states that the points of a side are read into, of every model.
+
+    The language's other pairs count where some model has the same points in all of them.
+    """
+    language = language_of(side)
+    everywhere = any(cell["lang"] == language for cell in extracted)
+    return [c for c in extracted if c["lang"] == side or (everywhere and language_of(c["lang"]) == language)]
 
 
 def lost(context: Context, cells: Sequence[Cell]) -> Lost:
