@@ -147,7 +147,7 @@ def _item(context: Context, cell: Cell, sources: list[Cell], beside: list[Cell])
     shards = [shard for source in sources for shard in context.shards(source)]
     lost = shared_points.lost(context, beside) if beside else None
     if lost:
-        counts = ((name, int(shared_points.kept(context.run.address, name, lost).sum())) for name, _ in shards)
+        counts = ((name, shared_points.points(context.run.address, name, lost)) for name, _ in shards)
         shards = [(name, points) for name, points in counts if points]
     settings = context.plan.grid.concepts
     algorithm = dict(cell.key).get("algorithm", "kmeans")

@@ -48,6 +48,12 @@ def kept(run: str, shard: str, of: Lost) -> NDArray[np.bool_]:
     return np.array([row not in gone for row in rows], np.bool_)
 
 
+@cache
+def points(run: str, shard: str, of: Lost) -> int:
+    """How many those are; counted once for all clusterings."""
+    return int(kept(run, shard, of).sum())
+
+
 @lru_cache(2)
 def _gone(run: str, of: Lost) -> set[tuple[str, int, int]]:
     return {place for name in of.files for place in _places(run, name)}
