@@ -12,9 +12,11 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
+from numpy.typing import NDArray
 
 from raypipe.errors import RunError
 from raypipe.interop import alignments, arrays, clusterfiles, dictionaries
@@ -64,9 +66,9 @@ def _write_all(folder: RunDir, cells: list[str], out: Path, points: str | None) 
     lines = folder.mark_at("corpus", next(iter(folder.finished("corpus")))).receipt["lines"]  # type: ignore[union-attr]
     for cell in cells:
         _write_clusters(folder, cell, out / cell / "clusters.txt", lines)
-    scopes = sorted({re.findall("^.*/scope=[^/]*", cell)[0] for cell in cells}) if points else []
-    for scope in scopes:
-        _write_points(folder, scope, out / scope, lines, points == "float64")
+    scopes = {re.findall("^.*/scope=[^/]*", cell)[0]: cell for cell in cells} if points else {}
+    for scope, cell in scopes.items():
+        _write_points(folder, scope, cell, out / scope, lines, points == "float64")
     return {
         "clusterings": len(cells),
         "points": len(scopes),
@@ -104,19 +106,26 @@ def _points(labels: pa.Table, first: int) -> clusterfiles.ClusterFile:
     return clusterfiles.ClusterFile(words, clusterfiles.occurrence_numbers(words, first), *numbers)
 
 
-def _write_points(folder: RunDir, scope: str, out: Path, lines: int, double: bool) -> None:
-    """Vocab and points of one scope at one layer; of a joint one, sentences are counted on from language to language."""
+def _write_points(folder: RunDir, scope: str, cell: str, out: Path, lines: int, double: bool) -> None:
+    """Vocab and points of one scope at one layer, with `words.common_occurrences` those of its clustering `cell`.
+
+    Of a joint scope, sentences are counted on from language to language.
+    """
     axes = axes_of(scope)
     state = scope.partition("/layer=")[0]
     sides = axes["scope"].split("+")
-    tables, shards = list[pa.Table](), list[str]()
+    tables, shards = list[pa.Table](), list[tuple[str, NDArray[np.bool_]]]()
+    labels = folder.read_table(f"concepts/{cell}/labels.parquet", ["language", "sentence", "token"])
+    every = not Run(folder.path).grid.words.common_occurrences
     for i, side in enumerate(sides):
+        clustered = _places(labels.filter(pc.equal(labels["language"], language_of(side))))
         mark = folder.mark_at("extract", f"{state}/lang={side}")
         for name, _ in mark.receipt["shards"] if mark else ():
             table = folder.read_table(name, arrow_schema("points").names)
+            kept = np.isin(_places(table), clustered) | every
             shifted = pa.array(table["sentence"].to_numpy() + i * lines, pa.int32())
-            tables.append(table.set_column(1, "sentence", shifted))
-            shards.append(name)
+            tables.append(table.set_column(1, "sentence", shifted).filter(pa.array(kept)))
+            shards.append((name, kept))
     points = pa.concat_tables(tables)
     words = points["word"].to_pylist()
     numbers = clusterfiles.occurrence_numbers(words, int(len(sides) > 1))
@@ -124,8 +133,14 @@ def _write_points(folder: RunDir, scope: str, out: Path, lines: int, double: boo
     arrays.write_vocab(
         out / "vocab.npy", arrays.Vocab(words, numbers, points["sentence"].to_numpy(), points["token"].to_numpy())
     )
-    states = (read_layer(folder.path / name, int(axes["layer"])) for name in shards)
+    states = (read_layer(folder.path / name, int(axes["layer"]))[kept] for name, kept in shards)
     arrays.write_points(out / "points.npy", states, len(words), double=double)
+
+
+def _places(points: pa.Table) -> NDArray[np.int64]:
+    """The place of each point in its language's text, as one number."""
+    sentences, tokens = (points[name].to_numpy().astype(np.int64) for name in ("sentence", "token"))
+    return np.asarray((sentences << 32) | tokens)
 
 
 def _write_dictionaries(folder: RunDir, out: Path) -> int:

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 import raypipe
 from raypipe import planning
 from raypipe.errors import CellsFailed, FingerprintMismatch, GridError, InputError, RunError
+from raypipe.exporting import export_conceptx
 from raypipe.grid import Grid
 from raypipe.gridfile import absolute, load_grid
 from raypipe.gridtext import Words
@@ -394,6 +395,13 @@ def test_models_are_compared_on_the_occurrences_that_all_of_them_have(
     ].to_pylist()
     np.testing.assert_allclose(centroid, states[there].mean(axis=0), rtol=1e-4, atol=1e-6)
     assert {row["points"][1] for row in runs["common"].colap().to_pylist()} == {len(common)}
+    export_conceptx(runs["common"].path, desk.place / "out", "float32")
+    vocabs = list((desk.place / "out").rglob("vocab.npy"))
+    assert len(vocabs) == 3 * len(scopes)
+    for vocab in vocabs:
+        clusters = (vocab.parent / "k=0001/seed=0/clusters.txt").read_text().splitlines()
+        assert np.load(vocab).tolist() == [line.rpartition("|||")[0] for line in clusters]
+        assert len(np.load(vocab.with_name("points.npy"))) == len(clusters)
     with pytest.raises(FingerprintMismatch, match=r"words\.common_occurrences = True, now None"):
         ran(Grid(**runs["common"].grid.to_dict() | {"words": words["own"]}), runs["common"].path)
 
