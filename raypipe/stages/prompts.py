@@ -121,7 +121,8 @@ def run(context: Context, left: list[Cell]) -> None:
     """Chooses pairs and writes prompts for every model that has none yet."""
     context.watcher.start(NAME, len(left), "models")
     last = {checkpoint.model: checkpoint for checkpoint in decoders(context.plan)}
-    for model in context.plan.grid.models:
+    asked = {cell["model"] for cell in left}
+    for model in (model for model in context.plan.grid.models if model.name in asked):
         if unread := without_step(toy.resolve(model.path), model.revisions, naming(model)):
             context.watcher.note(f"{model.name}: no step in the names of {', '.join(unread)}; they are left out")
     items = [
