@@ -63,7 +63,7 @@ class Naming:
             name says) and tokens (all so far, such as `5B`). Unless told otherwise `stage1-step1000-tokens5B`, `global_step1000`,
             `iter_1000`, `step-001000` and the like, in a folder or not.
         phases: The phases in their order; empty takes the natural order of their names.
-        tokens_per_step: Training tokens of a step, for names that say steps alone.
+        tokens_per_step: Training tokens of a step, for names that say steps alone; a later `stage2-` counts its steps anew.
     """
 
     pattern: str = DIRECTORIES
@@ -96,7 +96,7 @@ class Naming:
             own = {name: found for name, found in said.items() if found.place == (phase, number)}
             for name, found in own.items():
                 step, tokens = before + found.step, found.tokens
-                if tokens is None and self.tokens_per_step is not None:
+                if tokens is None and self.tokens_per_step is not None and (phases or number == 1):
                     tokens = float(step * self.tokens_per_step)
                 made[name] = Progress(stage if phases else number, step, tokens, phase)
             before += max(found.step for found in own.values()) if phases else 0
