@@ -332,12 +332,12 @@ def _gains(runs: Runs, run: _Run, layers: NDArray[np.int64]) -> dict[str, FloatA
 def _transitions(runs: Runs, keys: Row, weights: FloatArray) -> Iterator[Row]:
     """From the label of the unpatched answer to that at the split-half layers, and to that of each start layer."""
     for setting, run in _patched(runs):
-        before = runs[SOURCE].only(run.pairs).labels[0][0].tolist()
+        before, mine = runs[SOURCE].only(run.pairs).labels[0][0].tolist(), weights[:, run.pairs]
         split = run.labels[0][split_layers(runs, setting), np.arange(len(run.pairs))]
         for layer, after in ((None, split), *enumerate(run.labels[0])):
             moves = list(zip(before, after.tolist(), strict=True))
             for move, count in sorted(Counter(moves).items(), key=lambda item: [LABELS.index(of) for of in item[0]]):
-                found = mean([m == move for m in moves], weights[:, run.pairs])
+                found = mean([m == move for m in moves], mine)
                 row = {"setting": setting, "layer": layer, "from_label": move[0], "to_label": move[1], "count": count}
                 row |= {"from_group": group(move[0]), "to_group": group(move[1])}
                 yield keys | row | {"share": found.value, "lo": found.lo, "hi": found.hi}

@@ -183,8 +183,8 @@ def _emergence(over: pd.DataFrame) -> tuple[Chart, pd.DataFrame]:
     frame = _later(frame[frame["setting"] != "tgt_unpatched"], "panel")[_OVER_TIME]
     caption = (
         "Means over targets. Effect: P(s in O) above that of the null, the grey dotted line. Effect, normalised score and accuracy are "
-        "those of each half of the concept pairs at the start layer where the other half is best; these two layers are the band of the "
-        "fourth panel. Crossing depth: the start layer at which P(t in O) overtakes P(s in O). Dotted rules: random weights. "
+        "those of each half of the concept pairs at the start layer where the other half is best; these two layers are the band of their "
+        "own panel. Crossing depth: the start layer at which P(t in O) overtakes P(s in O). Dotted rules: random weights. "
         "Other bands: 95 % intervals over the choice of concepts, not training seeds: one training run gives no variance over seeds."
     )
     panel = _over_time(frame, x, None)
