@@ -146,9 +146,10 @@ def structural_rsa(
 
     Each distance is freed of what the choice of words adds: for a mean of n words their summed variances / n, as in the
     cross-validated distances of Walther et al. 2016. Small classes lie far off in any language; with plain distances
-    that alone correlates independent noise. So rows must be independent: one per word type, not per occurrence. Classes
-    that only one language has, or of fewer than 2 words, are left out and counted. The chance level is 0; the null permutes
-    the classes of one side. None when all distances of a side are equal. After arXiv 2310.12794.
+    that alone correlates independent noise. So rows must be independent: one per word type, not per occurrence. What is
+    left of the noise still pulls the value towards 0, the more the fewer words there are, and the interval with it.
+    Classes that only one language has, or of fewer than 2 words, are left out and counted. The chance level is 0; the
+    null permutes the classes of one side. None when all distances of a side are equal. After arXiv 2310.12794.
 
     Args:
         x: Word vectors of one language, [n, d].
