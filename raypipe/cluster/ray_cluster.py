@@ -139,6 +139,7 @@ class RayCluster(Cluster):
         self._hush()  # the last step: leaving a Ray that died may end this process
 
     def _hush(self) -> None:
+        atexit.unregister(self._hush)
         if self._speaker.poll() is None:
             self._speaker.communicate(b"\n")
 

@@ -14,13 +14,13 @@ from typing import Any, Generic
 
 import numpy as np
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
 from raypipe.cluster.protocol import MAX_DEATHS, Points, Resources, S, T
 from raypipe.cluster.ray_stream import stream
 from raypipe.cluster.ray_wait import FETCH_SECONDS, capacity, options, reason, wait_any
 from raypipe.cluster.threads import limit_threads
-from raypipe.errors import ClusterError
+from raypipe.errors import ClusterError, ClusterLost
 
 CALL_SECONDS = 3600.0
 """How long no worker of a group may answer before the group is given up."""
@@ -136,6 +136,8 @@ class RayPoints(Generic[S]):
             except RayTaskError as error:
                 index, cause = error.cause.args if isinstance(error.cause, ShardRaised) else (number, error)
                 raised[index] = cause
+            except LocalRayletDiedError as error:
+                raise ClusterLost from error
             except RayError as error:
                 self._replace(number, what, error)
                 pending[call(self._owners[number])] = number

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
 from raypipe.cluster.protocol import Failure, Resources, one_line, raised
-from raypipe.errors import ClusterError
+from raypipe.errors import ClusterError, ClusterLost
 
 POLL_SECONDS = 2.0
 """How often a waiting driver looks whether the cluster still has a place for its workers."""
@@ -96,16 +96,14 @@ def fetch(reference: Any) -> Any:
     """The value of a finished call, or a `Failure`: kind error if its code raised, kind machine for anything else.
 
     Raises:
-        ClusterError: Ray is gone from the node of this process, so that no call can end well any more.
+        ClusterLost: Ray is gone from the node of this process.
     """
     try:
         return ray.get(reference, timeout=FETCH_SECONDS)
     except RayTaskError as error:
         return raised(error.cause if isinstance(error.cause, Exception) else error)
     except LocalRayletDiedError as error:
-        raise ClusterError(
-            "the Ray of this node died; what is finished is kept, start the cluster again, then the same command"
-        ) from error
+        raise ClusterLost from error
     except RayError as error:
         message = f"its process was lost ({reason(error)})"
         return Failure(message, message, "machine")
