@@ -133,7 +133,7 @@ def disk(scene: Scene, draw: random.Random) -> Moment | None:
     moment, left = _at(scene, draw), draw.choice([0, 0, 4096, 16384])
     if moment:
         free = shutil.disk_usage(scene.run).free
-        with (scene.run.parent / BALLAST).open("wb") as file, suppress(OSError):
+        with suppress(OSError), (scene.run.parent / BALLAST).open("wb") as file:
             file.write(bytes(max(0, free - left)))
     return moment and moment | {"bytes left": left}
 

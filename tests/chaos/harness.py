@@ -31,7 +31,7 @@ ON_RAY = ("actor", "worker", "raylet", "node", "driver", "head", "network")
 IN_STORE = ("refusing", "slow")
 MOST_DRIVERS = 5
 MOST_DRAWS = 4
-TMPFS = "size=8m"
+TMPFS = "size=32m"
 
 
 class World:
