@@ -243,7 +243,8 @@ class _Checked:
         """The chunks that start here."""
         place, first = self.tell(), _before(self.tell())
         stop = place + count
-        data = memoryview(self._source.read_at(stop - first, first))
+        self.seek(first)
+        data = memoryview(self._source.read_buffer(stop - first))
         wanted = data[place - first :]
         while place < stop:
             end, crc = self._sums.get(place, (stop, None))
