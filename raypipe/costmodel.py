@@ -58,22 +58,22 @@ class Rates(NamedTuple):
     """Bytes that a cell leaves in marks, logs and its file's header."""
 
 
-# Measured by `calibrate` on one of two processors that did much other work: an order of magnitude, which a calibration replaces.
+# Measured by `calibrate` on an AMD EPYC with AVX-512 and nothing beside it.
 DEFAULT = Rates(
-    forward=5.1e9,
-    piece=1.6e-4,
-    shard=7.3e7,
-    kmeans=5.4e8,
-    clustering=0.086,
-    scored=0.2,
-    scored_k=1e-3,
-    compared=0.005,
-    compared_k=1e-4,
-    driver=0.010,
-    start=94.0,
+    forward=8.3e10,
+    piece=1.2e-5,
+    shard=1.2e9,
+    kmeans=1.1e10,
+    clustering=0.0073,
+    scored=0.21,
+    scored_k=2.3e-4,
+    compared=0.0057,
+    compared_k=6.6e-5,
+    driver=0.0016,
+    start=11.3,
     label=4.6,
-    table=1.1e5,
-    mark=1.4e3,
+    table=1.25e5,
+    mark=1.1e3,
 )
 SIZES = ((2, 64, 24), (4, 256, 256))  # layers and width of an encoder, and concepts
 LINES = 500  # of the toy world's text
