@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -16,7 +17,7 @@ from raypipe.cli_grid import grid_flags
 from raypipe.cli_metrics import calign, colap
 from raypipe.cli_output import Json, RunPath, console, print_json, print_rows
 from raypipe.cli_tables import compare, correlate
-from raypipe.errors import GridError, RaypipeError
+from raypipe.errors import CellsFailed, GridError, RaypipeError
 
 app = typer.Typer(
     name="raypipe",
@@ -147,8 +148,6 @@ def patch(
         raise GridError(
             "patching.table: is not set; name a concept table in the grid or with --set patching.table=FILE"
         )
-    from raypipe.errors import CellsFailed, RaypipeError
-
     first: RaypipeError | None = None
     for stage in ("prompts", "sources", "patching"):
         try:
@@ -163,24 +162,20 @@ def patch(
 
 def _run(spec: Any, run_dir: str | None, address: str, only: str | None, rerun: str | None) -> None:
     from raypipe import pipeline
-    from raypipe.errors import CellsFailed
     from raypipe.progress import watcher
     from raypipe.results import open_run
     from raypipe.show import patching_summary, summary
 
     place = run_dir or f"runs/{spec.name}"
-    watching = watcher(console(stderr=True))
     failed: CellsFailed | None = None
     try:
-        pipeline.run(spec, place, address, only=only, rerun=rerun, watcher=watching)
+        with closing(watcher(console(stderr=True))) as watching:
+            pipeline.run(spec, place, address, only=only, rerun=rerun, watcher=watching)
     except CellsFailed as error:
         failed = error
     except (Stopped, KeyboardInterrupt):
-        watching.close()
         same = "the same command without --rerun" if rerun else "the same command"
         _end(f"stopped; what is finished is kept in {place}, {same} goes on from there", 130)
-    finally:
-        watching.close()
     finished = open_run(place)
     if only in (None, "scores", "patching", "report") and finished.report.is_file():
         say = console().print
@@ -188,7 +183,7 @@ def _run(spec: Any, run_dir: str | None, address: str, only: str | None, rerun: 
             say(summary(finished))
         if only != "scores" and (finished.path / "patching/checkpoints.parquet").is_file():
             say(patching_summary(finished))
-        say(f"report: {finished.report}", soft_wrap=True)
+        typer.echo(f"report: {finished.report}")
     if failed:
         raise failed
 
@@ -202,22 +197,18 @@ def status(run: RunPath, as_json: Json = False) -> None:
     from raypipe.results import open_run
     from raypipe.show import status as state
 
-    found = state(open_run(run))
+    opened = open_run(run)
+    found = state(opened)
     if as_json:
         print_json(found)
         return
     rows = [{"stage": stage, **counts} for stage, counts in found["stages"].items() if counts["planned"]]
-    print_rows(rows, ["stage", "planned", "done", "partial", "failed"], f"{found['name']} in {run}")
-    say = console().print
+    print_rows(rows, ["stage", "planned", "done", "partial", "failed"], f"{found['name']} in {opened.path}")
     for failure in found["failures"]:
-        say(
-            f"failed: {failure['cell']}: {failure['message']} (trace: {run.rstrip('/')}/{failure['file']})",
-            markup=False,
-            soft_wrap=True,
-        )
+        typer.echo(f"failed: {failure['cell']}: {failure['message']} (trace: {opened.path / failure['file']})")
     if found["logs"]:
-        say(f"logs, a line per cell: {run.rstrip('/')}/{', '.join(found['logs'])}", markup=False, soft_wrap=True)
-    say(f"report: {found['report'] or 'not written yet'}", soft_wrap=True)
+        typer.echo(f"logs, a line per cell: {opened.path}/{', '.join(found['logs'])}")
+    typer.echo(f"report: {found['report'] or 'not written yet'}")
 
 
 @app.command()
@@ -274,7 +265,8 @@ def report(run: RunPath) -> None:
     from raypipe.results import open_run
 
     found = open_run(run)
-    pipeline.run(found.grid, found.path, "inprocess", only="report", watcher=watcher(console(stderr=True)))
+    with closing(watcher(console(stderr=True))) as watching:
+        pipeline.run(found.grid, found.path, "inprocess", only="report", watcher=watching)
     typer.echo(f"report: {found.report}")
 
 

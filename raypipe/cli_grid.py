@@ -14,7 +14,10 @@ import typer
 
 from raypipe.errors import GridError
 
-GridFile = Annotated[Path | None, typer.Argument(metavar="[GRID]", help="Grid file (YAML); flags override it.")]
+GridFile = Annotated[
+    str | None,
+    typer.Argument(metavar="[GRID]", help="Grid file (YAML), or its URI in an object store; flags override it."),
+]
 FLAGS: dict[str, Any] = {
     "model": Annotated[
         list[str] | None,
@@ -59,7 +62,7 @@ def grid_flags(command: Callable[..., None]) -> Callable[..., None]:
     own = list(inspect.signature(command).parameters.values())[1:]
 
     @wraps(command)
-    def wrapped(grid: Path | None = None, **options: Any) -> None:
+    def wrapped(grid: str | None = None, **options: Any) -> None:
         flags = {name: options.pop(name) for name in FLAGS}
         command(_grid(grid, flags), **options)
 
@@ -76,7 +79,7 @@ def grid_flags(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _grid(path: Path | None, flags: dict[str, Any]) -> Any:
+def _grid(path: str | None, flags: dict[str, Any]) -> Any:
     from raypipe.gridfile import load_grid, setting_of
 
     overrides: list[tuple[str, Any]] = []

@@ -13,12 +13,12 @@ RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or t
 
 
 def print_json(value: Any) -> None:
-    """A value for programs."""
+    """Prints a value as JSON, for programs."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def console(stderr: bool = False) -> Any:
-    """A terminal, or where nobody watches one that is wide enough for every table."""
+    """The terminal; where the output goes elsewhere, one that is wide enough for every table."""
     from rich.console import Console
 
     found = Console(stderr=stderr)
@@ -26,7 +26,7 @@ def console(stderr: bool = False) -> Any:
 
 
 def print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str], title: str = "") -> None:
-    """Rows as a table; see `show.rows_table`."""
+    """Prints rows as a table; see `show.rows_table`."""
     from raypipe.show import rows_table
 
     console().print(rows_table(rows, columns, title))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from raypipe.errors import GridError
+from raypipe.errors import GridError, RunError
 from raypipe.results import Run
 from raypipe.web import frames
 
@@ -25,7 +25,7 @@ def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     Raises:
         GridError: There is one run alone, one is given twice, or no model, layer and direction has a score in all.
-        RunError: A run has no scores yet.
+        RunError: A run has no scores yet, or none of CALIGN.
     """
     if len(runs) < 2:
         raise GridError(f"compare: {len(runs)} run; expected two or more")
@@ -49,11 +49,14 @@ def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _scores(run: Run) -> pd.DataFrame:
     """One row per model, layer and direction at the last revision and the opening settings."""
     scored = frames.scores({"calign": run.calign(), "colap": run.colap()})
+    if "calign" not in scored:
+        raise RunError(f"{run.path}: no direction has a row of CALIGN yet; finish it with `raypipe run`")
     axes = frames.settings(scored)
     shown = {metric: frames.at_opening(frame[frame["last"]], axes[metric]) for metric, frame in scored.items()}
     calign = shown["calign"].rename(columns={"value": "calign", "ref": "null_calign"})
     calign["scope"] = [frames.scope_name(s, t) for s, t in zip(calign["source"], calign["target"], strict=True)]
     told = [axis for axis in axes["calign"] if axis.column in ("k", "theta") or len(axis.values) > 1]
     calign["setting"] = ", ".join(f"{axis.label} {axis.opening}" for axis in told)
-    colap = shown["colap"][[*KEY, "pair", "value", "ref"]].set_axis([*KEY, "scope", "colap", "ceiling"], axis=1)
+    joint = shown.get("colap", shown["calign"].iloc[:0])  # its scope may be unfinished
+    colap = joint[[*KEY, "pair", "value", "ref"]].set_axis([*KEY, "scope", "colap", "ceiling"], axis=1)
     return calign.merge(colap, on=[*KEY, "scope"], how="left")

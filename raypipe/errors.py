@@ -4,13 +4,14 @@
     ├── GridError               a field of the grid or a flag is wrong
     ├── InputError              a file of the user's is wrong; names FILE or FILE:LINE
     ├── ModelError              a model cannot be found, loaded or used
-    ├── RunError                the run directory cannot be used
+    ├── RunError                the run directory cannot be used, or lacks what is asked of it
     │   └── FingerprintMismatch the run holds results of other settings; names the field
     ├── ClusteringError         points that cannot be clustered (too few, NaN or infinite)
     ├── ClusterError            Ray cannot be reached, or lost a worker too often
     └── CellsFailed             some cells failed; the others are finished and kept
 
-A message is one line: what was found, what was expected, what to do. The command line prints it and exits with 1.
+A message is one line: what was found, what was expected, what to do; of several failed cells, one more for each.
+The command line prints it and exits with 1.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class ModelError(RaypipeError):
 
 
 class RunError(RaypipeError):
-    """The run directory cannot be used."""
+    """The run directory cannot be used, or lacks what is asked of it."""
 
 
 class FingerprintMismatch(RunError):

@@ -36,28 +36,33 @@ def export_conceptx(run: str | Place, out: Path, points: str | None = None) -> d
     With `points` (`float32`, or `float64`, which the released code reads) also vocab and points of each scope and layer.
 
     Raises:
-        RunError: It is no run, holds no clustering, or the folder is not empty.
+        RunError: It is no run, holds no clustering, or the folder is not empty or cannot be written.
     """
     folder = RunDir.open(run)
-    if out.exists() and any(out.iterdir()):
-        raise RunError(f"{out}: is not empty; choose another --out")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise RunError(f"{out}: is not an empty folder; choose another --out")
     cells = list(folder.finished("concepts"))
     if not cells:
         raise RunError(
             f"{run}: holds no clustering yet; finish it with `raypipe run {folder.path / 'grid.yaml'} --run {run}`"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        whole = Path(temporary) / "whole"
+    target = out.resolve()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    with temporary as place:
+        whole = Path(place) / "whole"
         whole.mkdir()
         written = _write_all(folder, cells, whole, points)
-        whole.replace(out)
+        whole.replace(target)
     return written
 
 
 def _write_all(folder: RunDir, cells: list[str], out: Path, points: str | None) -> dict[str, int]:
     _write_grid(folder, out)
-    lines = folder.mark_at("corpus", next(iter(folder.finished("corpus")))).receipt["lines"]  # type: ignore[union-attr]
+    lines = _lines(folder, cells)
     for cell in cells:
         _write_clusters(folder, cell, out / cell / "clusters.txt", lines)
     scopes = {re.findall("^.*/scope=[^/]*", cell)[0]: cell for cell in cells} if points else {}
@@ -69,6 +74,14 @@ def _write_all(folder: RunDir, cells: list[str], out: Path, points: str | None) 
         "dictionaries": _write_dictionaries(folder, out),
         "mappings": _write_mappings(folder, out),
     }
+
+
+def _lines(folder: RunDir, cells: list[str]) -> int:
+    """Lines of each language's text; of an imported run, which has none, as many as its points take."""
+    for corpus in folder.finished("corpus"):
+        return int(folder.mark_at("corpus", corpus).receipt["lines"])  # type: ignore[union-attr]
+    labels = (folder.read_table(f"concepts/{cell}/labels.parquet", ["sentence"]) for cell in cells)
+    return 1 + max(int(table["sentence"].to_numpy().max(initial=-1)) for table in labels)
 
 
 def _write_grid(folder: RunDir, out: Path) -> None:
@@ -120,6 +133,8 @@ def _write_points(folder: RunDir, scope: str, cell: str, out: Path, lines: int, 
             shifted = pa.array(table["sentence"].to_numpy() + i * lines, pa.int32())
             tables.append(table.set_column(1, "sentence", shifted).filter(pa.array(kept)))
             shards.append((name, kept))
+    if not tables:
+        raise RunError(f"{folder.path}: holds no states of {scope}; leave out --points")
     points = pa.concat_tables(tables)
     words = points["word"].to_pylist()
     numbers = clusterfiles.occurrence_numbers(words, int(len(sides) > 1))

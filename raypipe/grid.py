@@ -87,7 +87,6 @@ class Model(Part):
         None,
         description="Training tokens of one step, for patching's `tokens_seen` where the checkpoints' names say steps alone.",
     )
-
     decoder: Decoder | None = Field(
         None, description="How its decoder is read, where that differs from `states.decoder`."
     )
@@ -172,7 +171,7 @@ class Dtype(Part):
 
 
 class Resources(Part):
-    """What a worker takes; only `threads` can change a bit of the results."""
+    """What a worker takes; `workers` and `memory` change no bit of the results."""
 
     workers: Positive = Field(1, description="Workers side by side.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs (or a fraction) each worker is pinned to.")

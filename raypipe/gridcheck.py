@@ -52,7 +52,7 @@ def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
 
 
 def describe_fields(root: type[BaseModel], prefix: str = "") -> dict[str, str]:
-    """Every dotted field below `root` with its sentence and default, for the docs and `--help`."""
+    """Every dotted field below `root` with its sentence and default, for docs/grid.md."""
     page: dict[str, str] = {}
     for name, field in root.model_fields.items():
         inner = list(_models_in(field.annotation))

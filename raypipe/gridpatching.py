@@ -51,7 +51,6 @@ class PatchingSettings(Part):
         "auto",
         description="How patched runs are made: the exchanged cache where it is proven equal to hooks, or one of the two.",
     )
-
     window: Positive | None = Field(
         None, description="Blocks whose outputs are replaced, from the start layer on; null takes all that follow."
     )
@@ -70,8 +69,8 @@ class PatchingSettings(Part):
 def source_pairs(setting: str, target: tuple[str, str], trained: Sequence[str], seed: int) -> list[tuple[str, str]]:
     """The (input, output) languages of the prompts whose states are averaged for a setting (concept_patching.md 2.7).
 
-    `target` is (I, O) of the patched prompt. `seen_fixed_k` takes pairs in an order drawn by the seed: the first that the target leaves,
-    as many as a target of two trained languages leaves in all.
+    `target` is (I, O) of the patched prompt. `seen_fixed_k` takes the pairs that the target leaves in an order drawn by the seed, and of
+    them as many as the target that leaves fewest has: one of two trained languages other than English.
 
     Returns:
         Nothing where the setting does not exist: `seen` with less than two languages left, `self` into English, `en_en` without

@@ -50,7 +50,8 @@ def import_conceptx(
     `overrides` are (dotted field, value) pairs on top of the folder's grid.
 
     Raises:
-        InputError: The folder holds no cluster file, or a path or file is malformed.
+        InputError: The folder holds neither cluster files nor points, or a path or file is malformed.
+        GridError: A field of the grid or of `overrides` is wrong.
         RunError: The run directory cannot be used, or holds something else.
     """
     clusters = {file: _axes(source, file, AXES) for file in sorted(source.rglob(FILE))}

@@ -142,7 +142,7 @@ class Run:
         variant: str | None = None,
         of: str = "words",
     ) -> tuple[pa.Table, NDArray[np.float32]]:
-        """The states of one language at one layer, by sentence and token.
+        """The states of one language at one layer of a component (`encoder` or `decoder`), by sentence and token.
 
         Where its states differ between pairs (`words.filter: pairwise`, or a decoder with `states.source: pair`) the language is named with
         the pair, in grid order: `en~en-de`. `variant`, such as `v-mean`, may be left out where the run has one. `of` is `words`, or what
@@ -199,7 +199,7 @@ def open_run(path: str | Place) -> Run:
 
 
 def select(table: pa.Table, **axes: Any) -> pa.Table:
-    """The rows whose columns equal the given values; None is left out."""
+    """The rows whose columns equal the given values; a column given as None is not looked at."""
     for column, value in axes.items():
         if value is not None:
             try:

@@ -1,4 +1,4 @@
-"""Tables for a terminal: the result of a run, its scores, its concepts, its state and its plan."""
+"""Tables for a terminal: the result of a run, its scores, its concepts and its state."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 from rich.table import Table
+from rich.text import Text
 
 from raypipe.errors import GridError
 from raypipe.results import Run, select
 from raypipe.rundir import LOGS, RunDir
 from raypipe.schema import TABLES
+from raypipe.stages.plan import language_of
 from raypipe.storage import below
 
 ALWAYS = {"model", "revision", "layer", "source", "target", "scope", "theta"}
@@ -78,21 +80,21 @@ def rows_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], title: st
             shown.append(name)
         else:
             said += [f"{name} {_text(value)}" for value in values if value not in (None, "")]
-    table = Table(title=", ".join(said) or None, title_justify="left")
+    # As Text: a string would be read for markup and names of emoji.
+    table = Table(title=Text(", ".join(said), style="table.title") if said else None, title_justify="left")
     for name in shown:
         numeric = any(isinstance(row.get(name), int | float) for row in rows)
         # Long names break at their underscores, which keeps columns of short numbers narrow.
         table.add_column(name.replace("_", "_\n"), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_text(row.get(name)) for name in shown))
+        table.add_row(*(Text(_text(row.get(name))) for name in shown))
     return table
 
 
 def _text(value: Any) -> str:
     if value is None or value != value:  # noqa: PLR0124 - NaN
         return "–"
-    text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-    return text.replace("[", r"\[")
+    return f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def scores(
@@ -116,7 +118,8 @@ def of_pair(rows: list[dict[str, Any]], pair: str | None) -> list[dict[str, Any]
 
 
 def _pair_names(row: dict[str, Any]) -> tuple[str, str]:
-    languages = [row["source"], row["target"]] if "source" in row else row["scope"].split("+")
+    sides = [row["source"], row["target"]] if "source" in row else row["scope"].split("+")
+    languages = [language_of(side) for side in sides]
     return "-".join(languages), "-".join(languages[::-1])
 
 
@@ -163,7 +166,7 @@ def summary(run: Run) -> Table:
 
 
 def patching(run: Run, model: str | None, revision: str | None, pair: str | None) -> list[dict[str, Any]]:
-    """Rows of the table `checkpoints` of patching; a pair `fr-es` is a target, and without one the means over targets come last."""
+    """Rows of the table `checkpoints` of patching, of a target such as `fr-es`, or all, each checkpoint's mean behind its targets."""
     rows = select(run.patching(), model=model, revision=revision).to_pylist()
     return [row for row in rows if pair in (None, f"{row['target_in']}-{row['target_out']}")]
 

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import tiny_world
 import yaml
 from conftest import Done
+from rich.console import Console
 
 import raypipe
 from raypipe import cli
@@ -490,11 +492,17 @@ def test_a_table_for_people() -> None:
     table = rows_table(
         [row | {"size_ratio": math.nan} for row in rows], ["name", "k?", "seed?", "why?", "size_ratio"], "what"
     )
-    assert table.title == "what, k 1"
+    assert str(table.title) == "what, k 1"
     assert [column.header for column in table.columns] == ["name", "seed", "size_\nratio"]
-    assert [list(column.cells) for column in table.columns] == [[r"\[a]", "b"], ["0", "1"], ["–", "–"]]
+    assert [list(map(str, column.cells)) for column in table.columns] == [["[a]", "b"], ["0", "1"], ["–", "–"]]
     table = rows_table(rows[:1], ["name", "k?", "seed?", "why?", "size_ratio?"])
-    assert table.title == "k 1, seed 0, size_ratio 0.25"
+    assert str(table.title) == "k 1, seed 0, size_ratio 0.25"
+
+
+def test_a_table_prints_words_as_they_are() -> None:
+    words, file = [r"\[/b]", "[bold]", ":cat:"], StringIO()
+    Console(file=file, width=80).print(rows_table([{"word": word} for word in words], ["word"], "in [/b]"))
+    assert all(text in file.getvalue() for text in (*words, "in [/b]"))
 
 
 @pytest.mark.parametrize("metric", ["calign", "colap"])
@@ -570,8 +578,8 @@ def test_a_pair_of_codes_with_hyphens() -> None:
 
     rows = [{"source": "pt-BR", "target": "en"}, {"source": "en", "target": "pt-BR"}, {"source": "en", "target": "de"}]
     assert of_pair(rows, "en-pt-BR") == of_pair(rows, "pt-BR-en") == rows[:2]
-    scopes = [{"scope": "en+pt-BR"}, {"scope": "de+en"}]
-    assert of_pair(scopes, "pt-BR-en") == scopes[:1]
+    scopes = [{"scope": "en+pt-BR"}, {"scope": "en~en-pt-BR+pt-BR~en-pt-BR"}, {"scope": "de+en"}]
+    assert of_pair(scopes, "pt-BR-en") == scopes[:2]
 
 
 # --- raypipe report
@@ -593,6 +601,19 @@ def test_report_writes_the_same_page(
     assert (run / "scores/calign.parquet").read_bytes() == (original / "scores/calign.parquet").read_bytes()
     if which == "partial":
         assert "k=300 but only" in (run / "report/index.html").read_text()
+
+
+def test_a_terminal_gets_its_cursor_back_and_paths_as_they_are(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "[bold]:cat:")
+    assert f"report: {run}/report/index.html\n" in command("status", run).out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    for words in (["report", run], ["run", run / "grid.yaml", "--run", run, "--address", "inprocess"]):
+        done = command(*words)
+        assert done.out.endswith(f"report: {run}/report/index.html\n")
+        assert -1 < done.err.rfind("\x1b[?25l") < done.err.rfind("\x1b[?25h")
 
 
 def test_a_number_beyond_its_column_fits_no_row(finished: Path, command: Command) -> None:

@@ -17,7 +17,7 @@ import yaml
 import raypipe
 from raypipe import toy
 from raypipe.compare import comparison
-from raypipe.errors import CellsFailed, GridError
+from raypipe.errors import CellsFailed, GridError, RunError
 from raypipe.gridfile import load_grid
 from raypipe.rundir import RunDir
 
@@ -181,6 +181,17 @@ def test_lines_that_make_no_sense_are_refused(world: tiny_world.World, tmp_path:
         make(lexicon={"format": "muse", "path": "{source}-{target}", "lines": [0, 2]})
     with pytest.raises(CellsFailed, match=r"no word of language en is kept; loosen words\.lines … words\.del_freq"):
         raypipe.run(make(words={"lines": [40, 50]}, languages=["en", "de"]), tmp_path / "run", "inprocess")
+
+
+def test_runs_that_lack_rows_are_compared_by_those_they_have(tiny: dict[str, Path], tmp_path: Path) -> None:
+    fields = {"languages": ["es", "pt"], "words.lines": [0, 30], "layers": [1]}
+    runs = [ran("amount.yaml", tiny["toy"], tmp_path / str(n), **fields) for n in (1, 2)]
+    folder = RunDir(runs[1].path)
+    folder.write_table("scores/colap.parquet", runs[1].colap().slice(0, 0))  # as where the joint scope is not finished
+    assert [row["colap"] is None for row in comparison(runs)] == [False, True]
+    folder.write_table("scores/calign.parquet", runs[1].calign().slice(0, 0))
+    with pytest.raises(RunError, match=r"no direction has a row of CALIGN yet; finish it with `raypipe run`$"):
+        comparison(runs)
 
 
 def test_runs_without_a_common_score_are_refused(tiny: dict[str, Path], tmp_path: Path) -> None:

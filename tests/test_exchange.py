@@ -283,6 +283,12 @@ def test_joint_clusters_need_their_side_file(tmp_path: Path, command: Command) -
     Path(where).write_text('{"first_sentence": {"d": 0, "e": 9}}')
     assert command("import", folder, "--out", tmp_path / "run").code == 0
     assert row_of(raypipe.open_run(tmp_path / "run").colap())["colap"] == 1.0
+    done = command("export", tmp_path / "run", "--out", tmp_path / "out")
+    assert done.out == f"{tmp_path}/out: 3 clusterings, 0 points, 2 dictionaries, 0 mappings\n"
+    same_runs(tmp_path / "run", import_conceptx(tmp_path / "out", tmp_path / "again").path)
+    done = command("export", tmp_path / "run", "--out", tmp_path / "points", "--points", "float32")
+    assert done.error.startswith(f"{tmp_path}/run: holds no states of model=imported/")
+    assert not (tmp_path / "points").exists()
 
 
 def test_a_dictionary_is_ranked_and_cleaned(tmp_path: Path, command: Command) -> None:
@@ -303,7 +309,15 @@ def test_mistakes(run: Path, tmp_path: Path, command: Command) -> None:
     done = command("export", run, "--out", tmp_path, "--points", "int8")
     assert done.error == "--points int8: expected float32 or float64"
     (tmp_path / "mapping.json").write_text("{}")
-    assert command("export", run, "--out", tmp_path).error == f"{tmp_path}: is not empty; choose another --out"
+    mapping = tmp_path / "mapping.json"
+    for out in (tmp_path, mapping):
+        assert command("export", run, "--out", out).error == f"{out}: is not an empty folder; choose another --out"
+    done = command("export", run, "--out", mapping / "deep")
+    assert done.error == f"{mapping}/deep: cannot be written (File exists); choose another --out"
+    (tmp_path / "words.txt").write_text("a A\n")
+    done = command("import", tmp_path / "words.txt", "--out", tmp_path / "none/out.txt")
+    where = f"{tmp_path}/none/out.txt: cannot be written (No such file or directory)"
+    assert done.error == f"{where}; name a file in a folder that is there"
     done = command("import", tmp_path / "mapping.json", "--out", tmp_path / "links")
     assert done.error == f"{tmp_path}/mapping.json: a mapping needs its texts; give --source and --target"
     done = command("import", tmp_path, "--out", tmp_path / "run")

@@ -218,6 +218,9 @@ def test_seeds_are_averaged_and_their_range_kept() -> None:
     page = render({"calign": table}, {}, {})
     assert "10.5 / 30.0 = 0.350" in key_table(page)[0]
     assert "means over 2 seeds" in page
+    more = make_table("calign", [calign_row(theta=theta, **c) for theta in (0.5, 0.8) for c in changes])
+    said = " ".join(text_of(render({"calign": more}, {}, {})).split())
+    assert "at that layer. Shown at CALIGN θ 0.8. Scores are means" in said
     assert "lowest seed" in json.dumps(data_of(page)["charts"])
 
 

@@ -145,6 +145,8 @@ def test_another_shell_sees_how_far_a_run_is_while_it_works_and_its_logs(
     assert stages["extract"]["done"] == stages["extract"]["planned"]
     assert stages["concepts"] == {"planned": 18, "done": 0, "partial": 0, "failed": 0}
     text = command("status", looks._where).out
+    assert "endpoint_override" not in text
+    assert command("grid", storage.address(run.path / "grid.yaml")).out == (run.path / "grid.yaml").read_text()
     for stage, counts in stages.items():
         assert f"logs/{stage}.log" in text
         lines = (run.path / f"logs/{stage}.log").read_text().splitlines()

@@ -122,5 +122,11 @@ def has_space(word: str) -> bool:
 
 
 def write_lines(path: PathText, lines: Iterable[str]) -> None:
-    """Write UTF-8 lines, each ended by LF."""
-    Path(path).write_bytes("".join(f"{line}\n" for line in lines).encode())
+    """Write UTF-8 lines, each ended by LF; InputError where the file cannot be written."""
+    content = "".join(f"{line}\n" for line in lines).encode()
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); name a file in a folder that is there"
+        ) from None

@@ -18,8 +18,8 @@ def rests(tables: Mapping[str, pa.Table]) -> dict[str, list[dict[str, Any]]]:
     """Rows of three tables from `robustness`, `conclusions` and `agreement`, each empty where the run has nothing of it.
 
     `ranges`: how far each threshold may move, at the last trained revision and the first algorithm and k;
-    `conclusions`: per metric and kind, there and between checkpoints, how many statements hold, and the weakest one;
-    `agreement`: per state and axis, means over layers, scopes and settings.
+    `conclusions`: per metric and kind, of the layers and pairs of the last trained revision and of all checkpoints, how many statements
+    hold, and the weakest one; `agreement`: per state and axis, means over layers, scopes and settings.
     """
     made = {"ranges": ("robustness", _ranges), "conclusions": ("conclusions", _conclusions)}
     made |= {"agreement": ("agreement", _agreement)}
