@@ -140,7 +140,7 @@ def _plan(grid: Grid, found: list[dict[str, str]], states: States) -> Plan:
         parts = tuple(sorted({part for of_model, part in layers if of_model == model.name}, reverse=True))
         own = [file for cell, files in states.items() if cell["model"] == model.name for file in files.values()]
         width = open_points(own[0]).shape[1] if own else 0
-        facts[model.name] = ModelFacts("imported", parts, {}, {}, width, 0, "default", 0)
+        facts[model.name] = ModelFacts("imported", parts, {}, {}, width, 0, 0)
     checkpoints = (Checkpoint(m.name, revision, m.path, False, None) for m in grid.models for revision in m.revisions)
     return Plan(grid, tuple(checkpoints), facts, layers, {}, {}, {}, lexicon_files(grid), {}, {})
 

@@ -372,15 +372,14 @@ def test_threads_change_no_bit_of_sentences_and_neurons(saved: dict[str, Path]) 
 def test_sentences_without_a_state(saved: dict[str, Path]) -> None:
     sentences = [["The"], [], ["standing"] * 80, ["man"]]
     extractor = Extractor(one(saved["gpt2"]), layers=[1], component="decoder", also=("sentences", "neurons"))
-    for how, why in (("skip", "too_long"), ("cut", "truncated")):
-        encoded = extractor.encode(sentences, long_sentences=how)  # type: ignore[arg-type]
-        assert encoded.lost_sentences == [LostSentence(1, "no_piece"), LostSentence(2, why)]  # type: ignore[arg-type]
-        found = all_states(extractor, encoded, 300)
-        assert found.sentence.tolist() == [0, 3]
-        assert found.sentences is not None
-        assert found.neurons is not None
-        assert (found.sentences.shape, found.neurons.shape) == ((1, 2, 16), (1, 2, 64))
-        assert set(encoded.sentence.tolist()) == ({0, 3} if how == "skip" else {0, 2, 3})
+    encoded = extractor.encode(sentences, long_sentences="skip")
+    assert encoded.lost_sentences == [LostSentence(1, "no_piece"), LostSentence(2, "too_long")]
+    found = all_states(extractor, encoded, 300)
+    assert found.sentence.tolist() == [0, 3]
+    assert found.sentences is not None
+    assert found.neurons is not None
+    assert (found.sentences.shape, found.neurons.shape) == ((1, 2, 16), (1, 2, 64))
+    assert set(encoded.sentence.tolist()) == {0, 3}
     nothing = all_states(extractor, extractor.encode([[], []], [[], []]), 300)
     assert nothing.sentences is not None
     assert (nothing.words.shape, nothing.sentence.tolist(), nothing.sentences.shape) == ((1, 0, 16), [], (1, 0, 16))
@@ -458,22 +457,22 @@ def test_facts(saved: dict[str, Path], kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "stated", "limit"),
     [
-        ("t5", {}, None, (512, "default")),
-        ("t5", {}, 1e30, (512, "default")),
-        ("t5", {}, 100, (100, "tokenizer")),
-        ("bloom", {}, None, (64, "model")),
-        ("bloom", {"seq_length": None}, None, (512, "default")),
-        ("gpt2", {}, 30, (30, "tokenizer")),
-        ("gpt2", {}, 64, (64, "model")),
-        ("roberta", {}, None, (62, "model")),
-        ("m2m_100", {}, None, (64, "model")),
+        ("t5", {}, None, 512),
+        ("t5", {}, 1e30, 512),
+        ("t5", {}, 100, 100),
+        ("bloom", {}, None, 64),
+        ("bloom", {"seq_length": None}, None, 512),
+        ("gpt2", {}, 30, 30),
+        ("gpt2", {}, 64, 64),
+        ("roberta", {}, None, 62),
+        ("m2m_100", {}, None, 64),
     ],
 )
 def test_where_the_limit_comes_from(
     kind: str,
     fields: dict[str, Any],
     stated: float | None,
-    limit: tuple[int, str],
+    limit: int,
     saved: dict[str, Path],
     tmp_path: Path,
 ) -> None:
@@ -481,16 +480,15 @@ def test_where_the_limit_comes_from(
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({} if stated is None else {"model_max_length": stated}))
-    found = facts(one(tmp_path))
-    assert (found.max_pieces, found.limit_from) == limit
+    assert facts(one(tmp_path)).max_pieces == limit
 
 
 @pytest.mark.parametrize(("kind", "part"), PARTS)
 def test_the_longest_sequence_runs(saved: dict[str, Path], kind: str, part: Any) -> None:
     extractor = Extractor(one(saved[kind]), layers=[1], component=part)
     encoded = extractor.encode([["standing"] * 600])
-    assert encoded.lengths.tolist() == [extractor.facts.max_pieces]
-    assert len(run(extractor, encoded, 4096)) == len(encoded.words) == 600 - len(encoded.lost)
+    assert set(encoded.lengths.tolist()) == {extractor.facts.max_pieces}
+    assert len(run(extractor, encoded, 4096)) == len(encoded.words) == 600
 
 
 def golden(path: Path, words: dict[str, int]) -> None:
@@ -672,13 +670,7 @@ def test_empty_and_long_lines_for_the_encoder(saved: dict[str, Path]) -> None:
     found = run(pair, pair.encode([["The"]], sources=[[]]), 4096)  # an empty line is its closing token
     empty = Extractor(one(saved["t5"]), layers=[1], component="decoder", decoder_source="empty")
     assert (found == run(empty, empty.encode([["The"]]), 4096)).all()
-    long = pair.encode([["The"]], sources=[["standing"] * 600])
-    assert long.source is not None
-    assert [(len(ids), ids[-1]) for ids in long.source] == [(512, 2)]
-    message = (
-        r"^sources\[1\]: \d+ pieces, the encoder reads 512 and knows no windows; split the line, leave it out, or set "
-        "long_sentences to cut$"
-    )
+    message = r"^sources\[1\]: \d+ pieces, the encoder reads 512 and knows no windows; split the line or leave it out$"
     for how in ("window", "skip", "error"):
         with pytest.raises(InputError, match=message):
             pair.encode([["The"]] * 2, sources=[["a"], ["standing"] * 600], long_sentences=how)  # type: ignore[arg-type]
@@ -782,7 +774,8 @@ def test_an_encoder_with_nothing_to_read(tmp_path: Path) -> None:
     golden(path, {"[UNK]": 0, "is": 6})
     extractor = Extractor(one(path), layers=[1], component="decoder", decoder_source="empty")
     message = (
-        "^sentence 1: nothing for the encoder to read, no piece and no special token; leave the sentence out, or set"
+        "^sentence 1: nothing for the encoder to read, no piece and no special token; leave the sentence out, or set "
+        "states.source to copy$"
     )
     with pytest.raises(InputError, match=message):
         run(extractor, extractor.encode([[], ["is"]]), 4096)

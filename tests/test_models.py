@@ -325,8 +325,8 @@ def test_the_longest_sequence_is_bounded_by_the_tokenizer_and_runs(bert: Path, s
     for kind in KINDS:
         extractor = Extractor(one(saved[kind]), layers=[4])
         encoded = encode(extractor.tokenizer, [["standing"] * 100], None, extractor.facts.max_pieces)
-        assert encoded.lengths.tolist() == [extractor.facts.max_pieces]
-        assert len(at_once(extractor, encoded)) == len(encoded.words) == 100 - len(encoded.lost)
+        assert set(encoded.lengths.tolist()) == {extractor.facts.max_pieces}
+        assert len(at_once(extractor, encoded)) == len(encoded.words) == 100
 
 
 @pytest.mark.parametrize(

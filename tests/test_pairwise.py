@@ -535,7 +535,7 @@ def test_an_alignment_that_is_not_of_the_texts(desk: Desk, links: dict[str, list
 
 def test_a_source_that_is_too_long_is_named_by_its_line(desk: Desk) -> None:
     texts = {"en": ["", "fox", "fox"], "de": ["Fuchs", "Fuchs", " ".join(["Fuchs"] * 290)]}
-    message = r"line 3 of de: \d+ pieces, the encoder reads 512 and knows no windows; split the line, leave it out"
+    message = r"line 3 of de: \d+ pieces, the encoder reads 512 and knows no windows; split the line or leave it out"
     grid = desk.grid(texts, {}, "t5", states={"source": "pair"})
     ran(grid, desk.place / "run", only="corpus")
     with pytest.raises(CellsFailed, match=message):

@@ -22,7 +22,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from raypipe.errors import GridError, InputError
+from raypipe.errors import InputError
 from raypipe.models.batches import plan_batches
 from raypipe.models.families import language_code
 from raypipe.models.words import Encoded, Lost, LostSentence, _spans, encode
@@ -149,32 +149,6 @@ def test_words_without_a_piece_are_lost_alone(kind: str, words: list[str], lost:
     assert encoded.words == ["window", *[word for token, word in enumerate(words) if token not in lost]]
 
 
-def test_truncation_keeps_the_closing_special_token_and_loses_cut_words() -> None:
-    # '狗' is one WordPiece: [CLS] 狗*6 [SEP] is 8 long. At 6, four are left; at 7 five; at 8 all.
-    words = ["狗"] * 6
-    for most, kept in ((6, 4), (7, 5), (8, 6)):
-        encoded = encode(fast("wordpiece"), [words], None, most)
-        assert encoded.ids[0].tolist()[-1] == 3
-        assert len(encoded.ids[0]) == most
-        assert encoded.token.tolist() == list(range(kept))
-        assert encoded.lost == [Lost(0, token, "truncated") for token in range(kept, 6)]
-
-
-def test_a_word_is_truncated_when_only_its_last_piece_is() -> None:
-    # '狗狗' is two pieces: [CLS] 狗 狗 狗 狗 [SEP] cut to 5 leaves three of the four.
-    encoded = encode(fast("wordpiece"), [["狗狗", "狗狗"]], None, 5)
-    assert encoded.token.tolist() == [0]
-    assert encoded.lost == [Lost(0, 1, "truncated")]
-
-
-def test_truncation_without_special_tokens() -> None:
-    tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 1}, "?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    encoded = encode(PreTrainedTokenizerFast(tokenizer_object=tokenizer), [["a"] * 4], None, 3)
-    assert encoded.ids[0].tolist() == [0, 0, 0]
-    assert encoded.lost == [Lost(0, 3, "truncated")]
-
-
 def test_a_saved_tokenizer_that_cuts_and_pads_does_neither_here() -> None:
     backend = wordpiece()
     backend.enable_truncation(4)
@@ -238,8 +212,9 @@ def test_take_in_another_order() -> None:
 def test_encoding_together_equals_encoding_alone() -> None:
     together = encode(fast("bytes"), SENTENCES, None, 40)
     for index, words in enumerate(SENTENCES):
-        alone, part = encode(fast("bytes"), [words], None, 40), together.take(np.array([index]))
-        assert alone.ids[0].tolist() == part.ids[0].tolist()
+        alone = encode(fast("bytes"), [words], None, 40)
+        part = together.take(np.flatnonzero(together.sentences == index))
+        assert [ids.tolist() for ids in alone.ids] == [ids.tolist() for ids in part.ids]
         assert alone.last.tolist() == part.last.tolist()
         assert [(lost.token, lost.why) for lost in alone.lost] == [
             (lost.token, lost.why) for lost in together.lost if lost.sentence == index
@@ -352,7 +327,7 @@ def test_long_sentences_are_skipped_or_refused() -> None:
     encoded = encode(fast("wordpiece"), sentences, [[1], [0, 3]], 6, long_sentences="skip")
     assert encoded.lost == [Lost(1, 0, "too_long"), Lost(1, 3, "too_long")]
     assert (encoded.lengths.tolist(), encoded.sentence.tolist()) == ([6, 0], [0])
-    message = r"^sentences\[1\]: 7 pieces, the model reads 6; split the sentence, or set long_sentences to window, skip or cut$"
+    message = r"^sentences\[1\]: 7 pieces, the model reads 6; split the sentence, or set states.long_sentences to window or skip$"
     with pytest.raises(InputError, match=message):
         encode(fast("wordpiece"), sentences, None, 6, long_sentences="error")
     assert encode(fast("wordpiece"), sentences[:1], None, 6, long_sentences="error").lost == []
@@ -453,10 +428,8 @@ def test_whole_sentences_that_have_no_state() -> None:
     assert alone.lost_sentences == [LostSentence(0, "no_context")]
     assert alone.own is not None
     assert (alone.own[0].tolist(), alone.own[1, 0]) == ([0, 0], 1)
-    for how, why in (("skip", "too_long"), ("cut", "truncated")):
-        encoded = encode(fast("wordpiece"), [["狗"] * 5], None, 6, long_sentences=how, whole=True)  # type: ignore[arg-type]
-        assert encoded.lost_sentences == [LostSentence(0, why)]  # type: ignore[arg-type]
-        assert len(encoded.words) == (4 if how == "cut" else 0)
+    encoded = encode(fast("wordpiece"), [["狗"] * 5], None, 6, long_sentences="skip", whole=True)
+    assert (encoded.lost_sentences, encoded.words) == ([LostSentence(0, "too_long")], [])
     none_fits = encode(fast("wordpiece"), [["狗"] * 5], None, 2, long_sentences="window", whole=True)
     assert none_fits.lost_sentences == [LostSentence(0, "truncated")]
 
@@ -548,6 +521,5 @@ def test_batches_golden() -> None:
     assert [b.tolist() for b in plan_batches(np.array([3, 2, 5, 3, 0]), 9)] == [[1], [0, 3], [2]]
 
 
-def test_a_budget_below_the_longest_sentence() -> None:
-    with pytest.raises(GridError, match="token_budget: 9 is below the longest sentence; raise it to 10 or more"):
-        plan_batches(np.array([3, 10]), 9)
+def test_a_sentence_above_the_budget_stands_alone() -> None:
+    assert [b.tolist() for b in plan_batches(np.array([3, 10, 9]), 9)] == [[0], [2], [1]]

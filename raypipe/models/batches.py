@@ -1,4 +1,4 @@
-"""Rows: which go through the model together, what is fed to it, side by side in one array, and sentences made of them after.
+"""Rows of pieces: which go through the model together, what the model is fed, and how rows become sentences again.
 
 Axes: B rows of a batch, T pieces of the longest, n rows in all, S sentences.
 """
@@ -10,31 +10,26 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from raypipe.errors import GridError, InputError
+from raypipe.errors import InputError
 from raypipe.models.words import Encoded
 
 BESIDE = 16
-"""A batch costs what its padded area does and, for all that is done once for it, a 16th of the budget."""
+"""What a batch costs is its padded area and, for all that is done once for each batch, this part of the budget: 1 / BESIDE."""
 
 
 def plan_batches(lengths: NDArray[np.integer], token_budget: int) -> list[NDArray[np.int64]]:
     """Sentences of like length together, so that little padding is computed.
 
     Sentences (`lengths`, int [n] pieces; one of length 0 goes into no batch) are sorted by length, ties in the given order, and cut into
-    the runs that cost least together (see `BESIDE`) of those whose padded area, count times the longest, fits the budget. What stands in a
-    batch changes the last bits of its states, so a plan is made once and kept.
+    runs whose padded area, count times the longest, fits the budget or the longest sentence, whichever is more; of all such cuts the one
+    that costs least (see `BESIDE`). What stands in a batch changes the last bits of its states, so a plan is made once and kept.
 
     Returns:
         Batches from short to long, each the ascending indices of its sentences, int64 [m].
-
-    Raises:
-        GridError: the longest sentence alone exceeds the budget.
     """
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0].astype(np.int64)
-    if len(order) and lengths[order[-1]] > token_budget:
-        longest = int(lengths[order[-1]])
-        raise GridError(f"token_budget: {token_budget} is below the longest sentence; raise it to {longest} or more")
+    token_budget = max(token_budget, int(lengths.max(initial=0)))
     cost, start = np.zeros(len(order) + 1, np.int64), np.zeros(len(order) + 1, np.int64)
     for stop, longest in enumerate(lengths[order].tolist(), 1):
         first = max(0, stop - token_budget // longest)
@@ -70,7 +65,7 @@ def feed_decoder(
         if not len(ids):
             raise InputError(
                 f"sentence {sentence}: nothing for the encoder to read, no piece and no special token; "
-                "leave the sentence out, or set decoder_source to copy"
+                "leave the sentence out, or set states.source to copy"
             )
     return fed, lines
 

@@ -83,8 +83,8 @@ class ModelFacts:
         parameters_of: per component the weights of its blocks; embeddings and heads not counted. The decoder of a model
             with an encoder needs a forward of that one too.
         width: length of a hidden state.
-        max_pieces: pieces of the longest sequence, special tokens included.
-        limit_from: where `max_pieces` comes from: `model`, `tokenizer`, or `default` where neither states one.
+        max_pieces: pieces of the longest sequence, special tokens included: the lower of the model's and the tokenizer's limit, or
+            `DEFAULT_MAX_PIECES` where neither states one.
         vocab: pieces of the vocabulary.
     """
 
@@ -94,7 +94,6 @@ class ModelFacts:
     parameters_of: dict[str, int]
     width: int
     max_pieces: int
-    limit_from: str
     vocab: int
 
     @property
@@ -172,7 +171,6 @@ def pinned(checkpoint: Checkpoint) -> Checkpoint:
 def facts(checkpoint: Checkpoint) -> ModelFacts:
     """What the configuration of a checkpoint says; ModelError where it is missing or broken, or its model type is not supported."""
     family, config = read_config(checkpoint)
-    limit, limit_from = _limit(checkpoint, family, config)
     blocks = {name: int(getattr(config, part.layers)) for name, part in family.parts.items()}
     return ModelFacts(
         model_type=str(config.model_type),
@@ -180,24 +178,23 @@ def facts(checkpoint: Checkpoint) -> ModelFacts:
         layers_of=blocks,
         parameters_of={name: round(blocks[name] * part.parameters(config)) for name, part in family.parts.items()},
         width=int(config.hidden_size),
-        max_pieces=limit,
-        limit_from=limit_from,
+        max_pieces=_limit(checkpoint, family, config),
         vocab=int(config.vocab_size),
     )
 
 
-def _limit(checkpoint: Checkpoint, family: Family, config: Any) -> tuple[int, str]:
-    """The longest sequence and who states it."""
+def _limit(checkpoint: Checkpoint, family: Family, config: Any) -> int:
+    """Pieces of the longest sequence; see `ModelFacts.max_pieces`."""
     limits = []
     positions = getattr(config, family.positions or "", None)
     if positions is not None:
         unused = int(config.pad_token_id) + 1 if family.positions_after_padding else 0
-        limits.append((int(positions) - unused, "model"))
+        limits.append(int(positions) - unused)
     stated = _read_json(_file(checkpoint, TOKENIZER_CONFIG)).get("model_max_length")
     # A tokenizer without a limit states 1e30.
     if isinstance(stated, int | float) and stated < NO_LIMIT:
-        limits.append((int(stated), "tokenizer"))
-    return min(limits, key=lambda limit: limit[0], default=(DEFAULT_MAX_PIECES, "default"))
+        limits.append(int(stated))
+    return min(limits, default=DEFAULT_MAX_PIECES)
 
 
 def read_config(checkpoint: Checkpoint) -> tuple[Family, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-LongSentences = Literal["window", "skip", "error", "cut"]
+LongSentences = Literal["window", "skip", "error"]
 SPACE = "▁"  # sentencepiece's sign for a space
 
 
@@ -96,13 +96,11 @@ def special_ends(piece: Pieces) -> tuple[int, int]:
 def windows(begin: int, end: int, room: int, how: LongSentences) -> list[tuple[int, int]]:
     """Parts (start, stop) of the pieces begin..end, no special ones, that are run where `room` pieces fit beside the special tokens.
 
-    The whole where it fits. Else `cut` keeps what fits from the start; `window` covers all with windows of `room` pieces, each half of that
-    after the one before, the last one flush with the end; `skip` keeps nothing.
+    The whole where it fits. Else `window` covers it with windows of `room` pieces, each starting half a window after the one before and the
+    last one ending with it; `skip` keeps nothing.
     """
     if end - begin <= room:
         return [(begin, end)]
-    if how == "cut":
-        return [(begin, begin + room)]
     if how == "skip":
         return []
     stride = max(room // 2, 1)

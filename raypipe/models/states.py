@@ -120,7 +120,7 @@ class Extractor:
         sentences: Sequence[Sequence[str]],
         wanted: Sequence[Sequence[int]] | None = None,
         *,
-        long_sentences: LongSentences = "cut",
+        long_sentences: LongSentences = "window",
         language: str | None = None,
         sources: Sequence[Sequence[str]] | None = None,
         source_language: str | None = None,
@@ -128,8 +128,7 @@ class Extractor:
         """`encode` with this model's tokenizer, limit and need of context, of whole sentences where `also` needs them.
 
         With `decoder_source="pair"`, `sources` are the words that the encoder reads for each sentence, in `source_language` where
-        `language` is given; one that is too long is an error unless `long_sentences` is `cut`. Lines for `copy` and `empty` are read under
-        `language` itself.
+        `language` is given; one that is too long is an error. Lines for `copy` and `empty` are read under `language` itself.
         """
         encoded = encode(
             self.tokenizer,
@@ -143,9 +142,7 @@ class Extractor:
         )
         if sources is None:
             return encoded
-        lines = encode_lines(
-            self.tokenizer, sources, self.facts.max_pieces, long_sentences=long_sentences, language=source_language
-        )
+        lines = encode_lines(self.tokenizer, sources, self.facts.max_pieces, source_language)
         return replace(encoded, source=[lines[sentence] for sentence in encoded.sentences])
 
     def run(self, encoded: Encoded, batches: Iterable[NDArray[np.int64]], dtype: Stored = "float32") -> States:
@@ -277,7 +274,7 @@ def word_states(
         same order: by sentence, then token.
 
     Raises:
-        GridError: a layer, the pooling or the dtype is unknown.
+        GridError: a layer, the pooling, the dtype or the component is unknown.
         InputError: a word is empty or holds whitespace, a sentence is too long, the tokenizer drops a word, or it has not
             one code for the language.
         ModelError: the model cannot be found, loaded or used.
@@ -289,9 +286,9 @@ def word_states(
     checkpoint = one_checkpoint(model)
     part = component or cast(Component, facts(checkpoint).components[0])
     extractor = Extractor(checkpoint, layers=layers, pooling=pooling, component=part)
-    encoded = extractor.encode(sentences, language=language)
+    encoded = extractor.encode(sentences, long_sentences="skip", language=language)
     for lost in encoded.lost:
-        if lost.why == "truncated":
+        if lost.why == "too_long":
             raise InputError(
                 f"sentences[{lost.sentence}]: longer than the {extractor.facts.max_pieces} pieces that '{model}' reads; "
                 "shorten or split it"
@@ -304,8 +301,7 @@ def word_states(
         raise InputError(
             f"sentences[{lost.sentence}]: the tokenizer of '{model}' drops word {lost.token} {word!r}; leave it out"
         )
-    batches = plan_batches(encoded.lengths, max(TOKEN_BUDGET, *encoded.lengths, 0))
-    states = extractor.run(encoded, batches, dtype).words
+    states = extractor.run(encoded, plan_batches(encoded.lengths, TOKEN_BUDGET), dtype).words
     words = pa.table(
         {
             "sentence": pa.array(encoded.sentence, pa.int32()),

@@ -28,9 +28,9 @@ class Lost(NamedTuple):
     Attributes:
         sentence: the caller's index of its sentence.
         token: its place there.
-        why: `no_piece` (the tokenizer drops the word), `truncated` (one of its pieces was cut off, or the word is longer than a
-            window), `too_long` (its sentence was skipped), `no_context` (nothing stands before its first piece),
-            `no_alignment` (the pieces of its sentence could not be given to words).
+        why: `no_piece` (the tokenizer drops the word), `truncated` (no window holds all its pieces), `too_long` (its
+            sentence was skipped), `no_context` (nothing stands before its first piece), `no_alignment` (the pieces of its
+            sentence could not be given to words).
     """
 
     sentence: int
@@ -39,7 +39,10 @@ class Lost(NamedTuple):
 
 
 class LostSentence(NamedTuple):
-    """A sentence without a state of its own, though whole sentences were asked for; `why` as of `Lost`, `no_context` for its only piece."""
+    """A sentence without a state of its own, though whole sentences were asked for.
+
+    `why` as in `Lost`, but `truncated`: no piece fits beside the special tokens; `no_context`: nothing stands before its only piece.
+    """
 
     sentence: int
     why: Literal["no_piece", "truncated", "too_long", "no_context"]
@@ -122,7 +125,7 @@ def encode(
     wanted: Sequence[Sequence[int]] | None,
     max_pieces: int,
     *,
-    long_sentences: LongSentences = "cut",
+    long_sentences: LongSentences = "window",
     needs_context: bool = False,
     whole: bool = False,
     language: str | None = None,
@@ -140,14 +143,13 @@ def encode(
         sentences: the words of each sentence, without whitespace inside.
         wanted: per sentence the 0-based tokens to read; None reads every word. Sentences without any are not tokenised.
         max_pieces: longest sequence of the model, special tokens included.
-        long_sentences: what becomes of a sentence of more than `max_pieces`. `cut`: it is cut there, its closing special
-            tokens kept; a word is lost as soon as one of its pieces is. `window`: it is read in windows that overlap by
+        long_sentences: what becomes of a sentence of more than `max_pieces`. `window`: it is read in windows that overlap by
             half, each with all special tokens, each a row; a word is taken from the one where it is farthest from an
-            edge. `skip`: its words are lost. `error`: an InputError.
+            edge, and is lost where none holds it whole. `skip`: its words are lost. `error`: an InputError.
         needs_context: loses words whose first piece is the first of its row.
         whole: reads every sentence, also those without a wanted word, in all its windows, for a state of its own
             (`Encoded.own`): each piece counts once, from the window where it is farthest from an edge; the first of a row
-            does not count under `needs_context`. A sentence that is cut or skipped has none (`Encoded.lost_sentences`).
+            does not count under `needs_context`. A sentence that is skipped has none (`Encoded.lost_sentences`).
         language: of the sentences, for a tokenizer that puts a language's code beside them (`language_code`, whose errors it
             raises); None takes the one that the tokenizer was saved with. Others ignore it.
     """
@@ -167,7 +169,7 @@ def encode(
         if long_sentences == "error" and len(piece.ids) > max_pieces:
             raise InputError(
                 f"sentences[{index}]: {len(piece.ids)} pieces, the model reads {max_pieces}; split the sentence, "
-                "or set long_sentences to window, skip or cut"
+                "or set states.long_sentences to window or skip"
             )
         spans = [(token, int(first[base + token]), int(last[base + token])) for token in chosen]
         _place(rows, index, piece, spans, max_pieces, long_sentences, needs_context, whole)
@@ -191,27 +193,20 @@ def encode(
 
 
 def encode_lines(
-    tokenizer: Any,
-    sentences: Sequence[Sequence[str]],
-    max_pieces: int,
-    *,
-    long_sentences: LongSentences = "cut",
-    language: str | None = None,
+    tokenizer: Any, sentences: Sequence[Sequence[str]], max_pieces: int, language: str | None = None
 ) -> list[NDArray[np.int32]]:
     """Ids of whole sentences, for an encoder beside the decoder whose words are read: int32 [pieces] each.
 
-    Arguments and errors as in `encode`; one that is longer than `max_pieces` is an error unless it is to be cut.
+    Arguments and errors as in `encode`; one of more than `max_pieces` is an InputError.
     """
     lines = []
     for index, piece in enumerate(_in_language(tokenizer, sentences, language)):
-        if len(piece.ids) > max_pieces and long_sentences != "cut":
+        if len(piece.ids) > max_pieces:
             raise InputError(
                 f"sources[{index}]: {len(piece.ids)} pieces, the encoder reads {max_pieces} and knows no windows; "
-                "split the line, leave it out, or set long_sentences to cut"
+                "split the line or leave it out"
             )
-        opening, closing = special_ends(piece)
-        begin, end = opening, len(piece.ids) - closing
-        lines.append(part_ids(piece, windows(begin, end, max_pieces - opening - closing, "cut")[0]))
+        lines.append(np.array(piece.ids, np.int32))
     return lines
 
 
@@ -327,7 +322,7 @@ def _why_lost(
         return "no_piece"
     if not parts:
         return "too_long"
-    if parts[-1][1] < end or parts[0] == (begin, begin):
+    if parts[0] == (begin, begin):
         return "truncated"
     return None if any(start < stop for start, stop in own) else "no_context"
 

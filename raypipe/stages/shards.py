@@ -231,11 +231,7 @@ def row_batches(encoded: Encoded, budget: int) -> list[np.ndarray]:
     lengths = encoded.lengths
     if encoded.source is not None:
         lengths = np.where(lengths, np.maximum(lengths, list(map(len, encoded.source))), 0)
-    return [
-        batch
-        for rows in (holds, ~holds)
-        for batch in plan_batches(np.where(rows, lengths, 0), max(budget, int(lengths[rows].max(initial=0))))
-    ]
+    return [batch for rows in (holds, ~holds) for batch in plan_batches(np.where(rows, lengths, 0), budget)]
 
 
 Lost = list[dict[str, Any]]  # rows of the table of what has no state
