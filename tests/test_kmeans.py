@@ -487,10 +487,12 @@ def test_products_on_a_gpu_are_summed_in_float32():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is absent")
 def test_a_missing_gpu_is_named():
-    with pytest.raises(
-        ClusteringError, match=r"device cuda: this worker sees no CUDA device; set resources\.gpus_per_work"
-    ):
-        KMeans(2, device="cuda").fit(blobs(10, 3, 2))
+    for device in ("cuda", "cuda:1", "gpu"):
+        message = (
+            rf"^device {device}: this worker sees no such device; set resources\.gpus_per_worker to 0 or start Ray on"
+        )
+        with pytest.raises(ClusteringError, match=message):
+            KMeans(2, device=device).fit(blobs(10, 3, 2))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU is absent")

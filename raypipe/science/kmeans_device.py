@@ -101,17 +101,28 @@ def add_rows(shard: Shard, labels_n: I32, k: int, frame: Frame, device: str) -> 
 def _held(shard: Shard, frame: Frame, device: str) -> Held:
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ClusteringError(
-            "device cuda: this worker sees no CUDA device; set resources.gpus_per_worker to 0 or start Ray on GPU nodes"
-        )
     key = device, frame.mean_d.tobytes(), frame.variance
     known, held = shard.state.get("device", (None, None))
     if known != key:
+        _check_device(device)
         held = _rounded(torch.tensor(shard.X_nd, device=device), frame)
         shard.state["device"] = key, held
     found: Held = held
     return found
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+        there = device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+    except RuntimeError:  # of a name that torch does not know
+        there = False
+    if not there:
+        raise ClusteringError(
+            f"device {name}: this worker sees no such device; set resources.gpus_per_worker to 0 or start Ray on GPU nodes"
+        )
 
 
 def _scale(frame: Frame) -> float:
