@@ -72,7 +72,7 @@ class Causal:
 
     @contextmanager
     def hooked(self, looks: Mapping[int, Look], *, before: bool = False) -> Iterator[None]:
-        """Lets a function see, and replace, the outputs of blocks while this lasts; `before`, the inputs."""
+        """Lets functions see, and replace, the outputs of blocks while this lasts; with `before` they replace the inputs."""
 
         def after_block(look: Look) -> Callable[..., Any]:
             def hook(_module: Any, _args: Any, output: Any) -> Any:

@@ -75,7 +75,7 @@ class Leaving:
             self._rows, self._copied = _copied(rows, stream)
 
     def arrive(self) -> Rows:
-        """Waits for the copy and lets go of the rows."""
+        """Waits for the copy; gives the rows and lets go of them."""
         if self._copied is not None:
             self._copied.synchronize()
         rows, self._rows = self._rows, {}
@@ -83,7 +83,7 @@ class Leaving:
 
 
 def one_behind(items: Iterable[T]) -> Iterator[T]:
-    """Each item when the next one has been made."""
+    """Yields each item only after the next one was made."""
     made = deque[T]()
     for item in items:
         made.append(item)

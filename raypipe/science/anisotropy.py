@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from raypipe.science.incidence import IntArray
+from raypipe.science.intervals import generator
 from raypipe.science.kmeans_kernels import F32
 from raypipe.science.kmeans_points import Points, seen, take
-from raypipe.science.seeding import generator
 
 SAMPLE = 2_000  # points looked at
 PAIRS = 10_000  # concept_metrics.md section 7

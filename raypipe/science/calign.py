@@ -322,7 +322,7 @@ class Cooccurrence:
         return [n / held if held else np.nan for n in aligned]
 
     def with_lists(self, order: IntArray) -> Self:
-        """The same where covered word i has the translations of word order[i]."""
+        """The same where covered word i has the translations of word order[i]; for `headlines`, since rows would show the old ones."""
         drawn = copy(self)
         parts = (self._incidence.data, order[self._incidence.indices], self._incidence.indptr)
         drawn._incidence, drawn._held = sparse.csr_array(parts, shape=self._incidence.shape), {}

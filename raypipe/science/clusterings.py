@@ -1,4 +1,4 @@
-"""Clusterings to hold K-means against, by scikit-learn: mini-batch K-means, and Ward's tree as in ConceptX; any of them of a sample.
+"""Clusterings to hold K-means against, by scikit-learn: mini-batch K-means, Ward's tree as in ConceptX, and any clustering of a sample.
 
 They run in one process on one thread, which fixes their bits, and may leave concepts empty. Shapes: n points, k concepts, d
 dimensions.
@@ -14,10 +14,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from raypipe.science import kmeans_visits as visits
+from raypipe.science.intervals import generator
 from raypipe.science.kmeans_checkpoint import Fit
 from raypipe.science.kmeans_kernels import F32, I32
 from raypipe.science.kmeans_points import LocalPoints, keyed, measure
-from raypipe.science.seeding import Seeding, generator, too_few
+from raypipe.science.seeding import Seeding, too_few
 
 WARD_SAMPLE = 20_000  # points of Ward's tree, whose cost grows with their square; concept_metrics.md E5
 
@@ -27,8 +28,9 @@ def minibatch(
 ) -> Fit:
     """Mini-batch K-means (Sculley 2010): labels are the nearest of the centroids that the batches led to.
 
-    Of `n_init` starts that are tried on a sample the best goes on, for `max_iter` passes at most, or until the centroids move by less than
-    `tol`, relative to the variance. No result depends on the threads, which find the labels.
+    Of `n_init` starts that are tried on a sample the best goes on, for `max_iter` passes at most: until the centroids move by less than
+    `tol`, relative to the variance, or scikit-learn's smoothed inertia has not improved for ten batches. No result depends on the threads,
+    which find the labels.
 
     Raises:
         ClusteringError: Fewer than k points, NaN or infinite ones.

@@ -26,9 +26,14 @@ class NullSummary(NamedTuple):
     p: float
 
 
+def generator(*seeds: int) -> np.random.Generator:
+    """The random numbers that these seeds alone fix."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seeds)))
+
+
 def generators(draws: int, seed: int) -> list[np.random.Generator]:
     """One generator per draw, each seeded by (seed, draw) alone, so that more draws never change the first ones."""
-    return [np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, draw]))) for draw in range(draws)]
+    return [generator(seed, draw) for draw in range(draws)]
 
 
 def p_value(observed: float, draws: ArrayLike) -> float:
@@ -113,7 +118,10 @@ def estimate(
 
 
 def around(value: float, boots: ArrayLike, least: float, most: float) -> FloatArray:
-    """Draws moved to the value, within the measure's range: of a measure that a resample's own noise moves to one side."""
+    """Draws shifted until their mean is the value, then cut off at the range of the measure, `least` to `most`.
+
+    For measures that a resample's own noise pushes to one side.
+    """
     draws = np.asarray(boots, np.float64)
     moved: FloatArray = np.clip(draws + (value - draws.mean()), least, most)
     return moved
@@ -154,7 +162,7 @@ def spread_interval(score: float, boots: ArrayLike) -> tuple[float, float]:
 
 
 def rank_agreement(scores: ArrayLike, default: int) -> FloatArray:
-    """Kendall's tau-b between the order of the cells, one for each (layer, pair), at each threshold and at the row of the default's.
+    """Kendall's tau-b between the order of the cells, one per layer and pair, at each threshold and at the default, row `default`.
 
     Takes scores [thresholds, cells] and gives tau-b [thresholds]; exactly 1 where the order and its ties are the same, NaN where all cells
     are equal.

@@ -15,11 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from raypipe.errors import ClusteringError
 from raypipe.science import kmeans_visits as visits
+from raypipe.science.intervals import generator
 from raypipe.science.kmeans_checkpoint import Checkpoint, Fit, Progress, from_arrays, identity, to_arrays
 from raypipe.science.kmeans_kernels import F32, F64, I32
 from raypipe.science.kmeans_points import Centroids, Frame, LocalPoints, Points, Shard, keyed, measure, unit_rows
 from raypipe.science.kmeans_search import Precision
-from raypipe.science.seeding import Seeding, generator, plus_plus, random_points, too_few
+from raypipe.science.seeding import Seeding, plus_plus, random_points, too_few
 
 __all__ = ["Checkpoint", "Fit", "KMeans", "LocalPoints", "Points", "Shard", "fit", "unit_rows"]
 

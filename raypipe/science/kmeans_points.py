@@ -131,7 +131,7 @@ def _size(value: Any) -> int:
 
 
 def seen(shard: Shard) -> int:
-    """Its number of points; a shard that was never read is."""
+    """Its number of points; a shard that was never read is read for it."""
     return int(shard.state.get("points") or len(shard.X_nd))
 
 

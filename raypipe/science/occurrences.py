@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypipe.errors import GridError
+from raypipe.science.intervals import generator
 
 MIN_FREQ = 0
 MAX_FREQ = 15
@@ -72,9 +73,8 @@ class _Selection:
         if self._max is None or n <= self._max or self._seed is None:
             return list(range(n if self._max is None else min(n, self._max)))
         digest = hashlib.sha256(unit.encode("utf-8", "surrogatepass")).digest()
-        entropy = [self._seed, *np.frombuffer(digest, "<u4").tolist()]
-        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
-        kept: list[int] = np.sort(generator.permutation(n)[: self._max]).tolist()
+        random = generator(self._seed, *np.frombuffer(digest, "<u4").tolist())
+        kept: list[int] = np.sort(random.permutation(n)[: self._max]).tolist()
         return kept
 
 

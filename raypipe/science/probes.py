@@ -176,11 +176,13 @@ def structural_procrustes(
 ) -> Estimate:
     """Share of words whose held-out class is that of the nearest mean in the other language, after an orthogonal map.
 
-    Takes what `structural_rsa` does. Classes are split into 4 folds by the seed. The map is fitted on the class means of the other folds,
-    centred, and known only in their span: with U S V' the singular value decomposition of A' B (A, B [classes, d]), words of one language
-    at U and class means of the other at V are compared by distance, both ways; the candidates are the classes of the fold.
+    Takes, and raises, what `structural_rsa` does. Classes are split into 4 folds by the seed. The map is fitted on the class means of the
+    other folds, centred, and known only in their span: with U S V' the singular value decomposition of A' B (A, B [classes, d]), words of
+    one language times U and class means of the other times V are compared by distance, both ways; the candidates are the classes of the
+    fold.
     The chance level is 1 / candidates, averaged over the words; the null permutes the classes of one side before the fit; words are
     resampled within each class of each language, with the maps as they are. None when the class means of a side are equal.
+    After arXiv 2310.12794.
     """
     common, sides = _by_class("structural Procrustes", x, classes_x, y, classes_y)
     fold = generators(1, sampling.seed)[0].permutation(len(common)) % _CLASS_FOLDS

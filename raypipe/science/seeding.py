@@ -16,6 +16,7 @@ import numpy as np
 
 from raypipe.errors import ClusteringError
 from raypipe.science import kmeans_kernels as kernels
+from raypipe.science.intervals import generator
 from raypipe.science.kmeans_kernels import F32, F64, I64
 from raypipe.science.kmeans_points import Centroids, Frame, Points, Shard, keyed, take
 from raypipe.science.kmeans_search import nearest, nothing_found
@@ -39,11 +40,6 @@ class Seeding:
     """Global row numbers (in shard order) of the points that became centroids, [k] int64; None for an array."""
     sample: I64 | None
     """Global row numbers that k-means++ looked at, ascending, [SEED_SAMPLE] int64; None: all."""
-
-
-def generator(seed: int, start: int) -> np.random.Generator:
-    """The random numbers of one start."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, start])))
 
 
 def random_points(points: Points, frame: Frame, k: int, seed: int, start: int) -> tuple[F32, Seeding]:

@@ -1,7 +1,7 @@
 """Which concepts are patched into which: admissible pairs, their shots, and the third concept of the null.
 
 Definitions: concept_patching.md sections 2.2 and 2.4. A concept's token set T(c) is the union, over all languages of the run, of the
-ids its forms may start with. Every draw is seeded, and none depends on how many others are made.
+ids its forms may start with. Every draw is seeded, and the shots of a pair by its place alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from raypipe.errors import InputError
 from raypipe.science.incidence import IntArray
+from raypipe.science.intervals import generator
 
 BoolArray = NDArray[np.bool_]
 
@@ -45,7 +46,7 @@ def select_pairs(allowed: BoolArray, pairs: int, seed: int) -> IntArray:
             f"{len(every)} admissible concept pairs, expected {pairs}: the others share a first token; "
             "give a longer table, or lower patching.pairs"
         )
-    left = _random(seed, _SELECT).permutation(every)
+    left = generator(seed, _SELECT).permutation(every)
     count, cap = len(allowed), ceil(pairs / len(allowed))
     used = np.zeros((2, count), np.int64)
     chosen = list[tuple[int, int]]()
@@ -71,7 +72,7 @@ def third_concepts(pairs: IntArray, allowed: BoolArray, seed: int) -> IntArray:
     """
     sources, targets = pairs.T
     fits = allowed[np.ix_(sources, sources)] & allowed[np.ix_(targets, sources)]
-    order = _random(seed, _THIRD).permutation(len(pairs))
+    order = generator(seed, _THIRD).permutation(len(pairs))
     # A matching of shuffled rows and columns, so that no pair is favoured by its place.
     matched = maximum_bipartite_matching(sparse.csr_array(fits[np.ix_(order, order)]), perm_type="column")
     if (matched < 0).any():
@@ -91,9 +92,5 @@ def draw_shots(concepts: int, pair: tuple[int, int], index: int, shots: int, see
     """
     if concepts < 2 * shots + 2:
         raise InputError(f"{concepts} concepts, expected at least {2 * shots + 2} for {shots} shots on each side")
-    order = _random(seed, _SHOTS, index).permutation(concepts)
+    order = generator(seed, _SHOTS, index).permutation(concepts)
     return order[~np.isin(order, pair)][: 2 * shots]
-
-
-def _random(*seeds: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seeds)))
