@@ -157,6 +157,8 @@ def _read(run: RunDir, file: Path, cell: Cell) -> None:
     """Writes the labels of one cluster file, in the order of its languages, sentences and tokens."""
     started = time.perf_counter()
     points = clusterfiles.read_clusters(file)
+    if not points.words:
+        raise InputError(f"{file}: holds no point; expected at least one")
     sides = [language_of(side) for side in cell["scope"].split("+")]
     first = clusterfiles.read_first_sentences(f"{file}.json") if len(sides) > 1 else {sides[0]: 0}
     if sorted(first) != sorted(sides):
@@ -167,7 +169,9 @@ def _read(run: RunDir, file: Path, cell: Cell) -> None:
     columns = [of_point, sentences, points.tokens, points.words, points.concepts]
     labels = pa.table([pa.array(column) for column in columns], schema=arrow_schema("labels")).take(order)
     name = f"concepts/{cell.path}/labels.parquet"
-    counts = np.bincount(points.concepts)
     left_out = {"blank_lines": points.blank_lines, "merged": points.merged}
-    receipt = {"points": len(of_point), "largest": int(counts.max(initial=0))} | left_out
+    receipt = {
+        "points": len(of_point),
+        "largest": int(np.unique(points.concepts, return_counts=True)[1].max()),
+    } | left_out
     run.finish(cell, {name: run.write_table(name, labels)}, time.perf_counter() - started, receipt)

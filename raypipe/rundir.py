@@ -167,10 +167,15 @@ class RunDir:
         """Opens an existing run directory.
 
         Raises:
-            RunError: There is none, or its files are of another format.
+            RunError: There is none, it is out of reach, or its files are of another format.
         """
         run = cls(path)
-        held = run._described() if (run.path / "run.json").is_file() else {}
+        try:
+            there = (run.path / "run.json").is_file()
+        except OSError as error:
+            said = " ".join(str(error).split())[:120]
+            raise RunError(f"{run.path}: out of reach ({said}); check its name and your credentials") from None
+        held = run._described() if there else {}
         if not {"name", "created"} <= set(held):
             raise RunError(
                 f"{run.path}: not a run directory (no run.json); make one with `raypipe run --run {run.path}`"

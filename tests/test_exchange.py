@@ -252,6 +252,17 @@ def test_a_changed_cluster_file_is_refused(tmp_path: Path, command: Command) -> 
     assert "was made from another clusters.txt" in command("import", folder, "--out", tmp_path / "run").error
 
 
+def test_clusters_have_any_numbers_and_at_least_one_point(tmp_path: Path, command: Command) -> None:
+    folder = foreign(tmp_path / "in")
+    file = folder / "layer=7/scope=e/k=1/clusters.txt"
+    file.write_text(file.read_text().replace("|||0\n", "|||2147483647\n"))
+    assert command("import", folder, "--out", tmp_path / "run").code == 0
+    assert set(raypipe.open_run(tmp_path / "run").concepts(scope="e")["concept"].to_pylist()) == {2**31 - 1}
+    file.write_text("\n")
+    done = command("import", folder, "--out", tmp_path / "other")
+    assert done.error == f"{file}: holds no point; expected at least one"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -223,6 +223,13 @@ def test_neither_files_nor_words_of_a_run_that_the_store_refuses_hold_the_creden
     assert not any(b"secret-of-the-test" in text for text in told)
 
 
+def test_a_run_out_of_reach_is_one_line(store: Store, command: Callable[..., Done]) -> None:
+    store.trouble(lambda *_: True, answer=("403 Forbidden", FORBIDDEN))
+    done = command("status", store.uri)
+    assert re.fullmatch(r"s3://\w+/runs/one: out of reach \(.*\); check its name and your credentials", done.error)
+    assert "secret-of-the-test" not in done.err
+
+
 @pytest.fixture
 def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The prefix of a bucket of a server on loopback that speaks as Google's store does, in a process of its own."""
