@@ -122,10 +122,10 @@ def test_excluding_shared_strings_only_takes_concepts_away():
 
 def test_empty_scope():
     scope = Overlap([], [], [])
-    with pytest.raises(GridError, match="rule all: expected at_least:2 to at_least:0, the scope's languages"):
+    with pytest.raises(GridError, match="joint scope: 0 languages; expected 2 or more"):
         scope.evaluate(OverlapThresholds())
     one = Overlap(["a"], [0], ["en"])
-    with pytest.raises(GridError, match="expected at_least:2 to at_least:1"):
+    with pytest.raises(GridError, match="joint scope: 1 languages; expected 2 or more"):
         one.evaluate(OverlapThresholds())
     nothing = Colap(0, 0, 0, 0, ())
     assert (nothing.colap, nothing.colap_eligible) == (None, None)
@@ -135,7 +135,8 @@ def test_empty_scope():
     ("arguments", "message"),
     [
         ({"theta": 30}, "theta 30: fraction expected, did you mean 0.3?"),
-        ({"theta": 0}, "theta 0: expected a fraction above 0"),
+        ({"theta": 0}, "theta 0: expected a fraction above 0 and at most 1"),
+        ({"theta": "1e400"}, "theta 1e400: expected a fraction above 0 and at most 1"),
         ({"theta": 0.6}, "theta 0.6: 2 languages cannot each hold that share"),
         ({"theta": 101, "official": True}, "theta 101: expected a percentage from 0 to 100"),
         ({"min_types": 0}, "min_types 0: must be at least 1"),

@@ -256,12 +256,12 @@ def colap(
     """COLAP of one joint scope: the share of concepts in which the languages overlap.
 
     A concept overlaps when it has `min_types` (language, type) entries and each language holds at least `theta` of its
-    points (with the rule `at_least:M`, M of the languages do). Points are counted, not types, unless `count` says so. Without
-    concepts the score is None, not 0. Points are as in `Overlap`, with `scope` and `balance`; the others are those of `OverlapThresholds`.
+    points (with the rule `at_least:M`, M of the languages do). Points are counted, not types, unless `count` says so.
+    Points are as in `Overlap`, with `scope` and `balance`; the others are those of `OverlapThresholds`.
 
     Raises:
         GridError: A threshold is outside its range, or cannot be met by that many languages.
-        InputError: Lengths differ, or a language of the scope has no points.
+        InputError: As `Overlap`.
     """
     if official and balance != "none":
         raise GridError(f"balance {balance}: not in the official mode; use none")

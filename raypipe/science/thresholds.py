@@ -124,10 +124,10 @@ class OverlapThresholds:
                     f"min_types {self.min_types}, rule {self.rule}: the official mode has neither; use 1, all"
                 )
             return
-        if theta > 1:
+        if 1 < theta <= 100:
             raise GridError(f"theta {self.theta}: fraction expected, did you mean {float(theta / 100):g}?")
-        if theta <= 0:
-            raise GridError(f"theta {self.theta}: expected a fraction above 0")
+        if not 0 < theta <= 1:
+            raise GridError(f"theta {self.theta}: expected a fraction above 0 and at most 1")
         if self.min_types < 1:
             raise GridError(f"min_types {self.min_types}: must be at least 1")
         if self.rule != "all" and not re.fullmatch("at_least:[0-9]{1,9}", self.rule):
@@ -139,6 +139,8 @@ class OverlapThresholds:
             if languages != 2:
                 raise GridError(f"{languages} languages: the official mode takes exactly 2")
             return 2
+        if languages < 2:
+            raise GridError(f"joint scope: {languages} languages; expected 2 or more")
         required = languages if self.rule == "all" else int(self.rule.removeprefix("at_least:"))
         if not 2 <= required <= languages:
             raise GridError(f"rule {self.rule}: expected at_least:2 to at_least:{languages}, the scope's languages")
