@@ -305,6 +305,9 @@ def test_sharded_weights(bert: Path) -> None:
     files[1].unlink()
     with pytest.raises(ModelError, match=f"model.safetensors.index.json names {files[1].name}, which is not in"):
         one(bert)
+    files[0].write_text('{"weight_map": []}')
+    with pytest.raises(ModelError, match=r"model.safetensors.index.json holds no weight_map; copy the file again$"):
+        one(bert)
 
 
 def test_facts(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -322,6 +325,9 @@ def test_the_longest_sequence_is_bounded_by_the_tokenizer_and_runs(bert: Path, s
     config = json.loads((bert / "tokenizer_config.json").read_text())
     (bert / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 30}))
     assert facts(one(bert)).max_pieces == 30
+    (bert / "tokenizer_config.json").write_text('{"model_max_length": "30"}')
+    with pytest.raises(ModelError, match=r"model_max_length in tokenizer_config.json is '30'; expected a number$"):
+        facts(one(bert))
     for kind in KINDS:
         extractor = Extractor(one(saved[kind]), layers=[4])
         encoded = encode(extractor.tokenizer, [["standing"] * 100], None, extractor.facts.max_pieces)
@@ -337,6 +343,8 @@ def test_the_longest_sequence_is_bounded_by_the_tokenizer_and_runs(bert: Path, s
             "model type 'gptj' is not supported yet; supported: apertus, bert, bloom, cam",
         ),
         ("{}", "model type 'None' is not supported yet"),
+        ('{"model_type": ["bert"]}', "is not supported yet"),
+        ('{"model_type": "roberta", "pad_token_id": null}', "pad_token_id in config.json is None; expected a number$"),
         ("{", "config.json: not readable as JSON: JSONDecodeError"),
         ("[]", "config.json: holds a JSON list, expected an object"),
         ('{"model_type": "bert", "hidden_size": "wide"}', "config.json cannot be used: "),

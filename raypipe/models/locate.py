@@ -185,22 +185,22 @@ def facts(checkpoint: Checkpoint) -> ModelFacts:
 
 def _limit(checkpoint: Checkpoint, family: Family, config: Any) -> int:
     """Pieces of the longest sequence; see `ModelFacts.max_pieces`."""
-    limits = []
     positions = getattr(config, family.positions or "", None)
-    if positions is not None:
-        unused = int(config.pad_token_id) + 1 if family.positions_after_padding else 0
-        limits.append(int(positions) - unused)
+    padding = config.pad_token_id if family.positions_after_padding else -1
     stated = _read_json(_file(checkpoint, TOKENIZER_CONFIG)).get("model_max_length")
+    stated = NO_LIMIT if stated is None else stated
+    for name, value in ((f"pad_token_id in {CONFIG}", padding), (f"model_max_length in {TOKENIZER_CONFIG}", stated)):
+        if not isinstance(value, int | float):
+            raise ModelError(f"{checkpoint.label}: {name} is {value!r}; expected a number")
+    limits = [] if positions is None else [int(positions) - padding - 1]
     # A tokenizer without a limit states 1e30.
-    if isinstance(stated, int | float) and stated < NO_LIMIT:
-        limits.append(int(stated))
-    return min(limits, default=DEFAULT_MAX_PIECES)
+    return min([*limits, *([int(stated)] if stated < NO_LIMIT else [])], default=DEFAULT_MAX_PIECES)
 
 
 def read_config(checkpoint: Checkpoint) -> tuple[Family, Any]:
     """The checkpoint's family and its transformers configuration; ModelError as `facts`."""
     fields = _read_json(_config(checkpoint))
-    model_type = fields.pop("model_type", None)
+    model_type = str(fields.pop("model_type", None))
     if model_type not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
         raise ModelError(f"{checkpoint.label}: model type '{model_type}' is not supported yet; supported: {supported}")
@@ -239,7 +239,10 @@ def weight_files(root: Path, label: str) -> list[Path]:
         return [root / WEIGHTS]
     index = root / WEIGHTS_INDEX
     if index.is_file():
-        shards = sorted({root / name for name in _read_json(index).get("weight_map", {}).values()})
+        named = _read_json(index).get("weight_map")
+        if not isinstance(named, dict):
+            raise ModelError(f"{label}: {index} holds no weight_map; copy the file again")
+        shards = sorted({root / str(name) for name in named.values()})
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
             raise ModelError(f"{label}: {WEIGHTS_INDEX} names {missing[0]}, which is not in {root}; copy it there")
