@@ -104,6 +104,8 @@ class Lease:
             os.kill(found["process"], 0)
         except ProcessLookupError:
             return True
+        except PermissionError:
+            pass  # it lives, and is another user's
         return False
 
     def _held(self, found: dict[str, Any]) -> RunError:

@@ -183,7 +183,9 @@ class RunDir:
         return run
 
     def _described(self) -> dict[str, Any]:
-        held: dict[str, Any] = self.read_json("run.json")
+        held = self.read_json("run.json")
+        if not isinstance(held, dict):
+            return {}
         if "created" in held and held.get("format") != FORMAT:
             raise RunError(
                 f"{self.path}: its files are of format {held.get('format', 1)}, this raypipe reads and writes {FORMAT}; read it with "
@@ -241,7 +243,7 @@ class RunDir:
         try:
             return self._json(name)
         except FileNotFoundError as error:
-            raise RunError(f"{self.path / name}: missing or damaged ({error}); delete it and run again") from None
+            raise self._damaged(name, error) from None
 
     def _json(self, name: str) -> Any:
         try:
@@ -249,7 +251,10 @@ class RunDir:
         except FileNotFoundError:
             raise
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / name}: missing or damaged ({error}); delete it and run again") from None
+            raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, error: Exception) -> RunError:
+        return RunError(f"{self.path / name}: missing or damaged ({error}); delete it and run again")
 
     def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
         """Writes a Parquet file of one row group; see `write_tables`."""
@@ -298,7 +303,7 @@ class RunDir:
     def finish(
         self, cell: Cell, files: Mapping[str, Mapping[str, Any]], seconds: float, receipt: Mapping[str, Any]
     ) -> None:
-        """Writes the cell's mark, the last write of a cell, when files of an earlier result are gone."""
+        """Writes the cell's mark, the last write of a cell, once the files of an earlier result are gone."""
         own = cell.path.rpartition("/")[2]
         for folder in {name.rpartition("/")[0] for name in files}:
             # Only a folder of the cell's own, where what is not in the mark was left by an earlier result.
@@ -306,7 +311,7 @@ class RunDir:
             self.remove(*(name for file in held if (name := f"{folder}/{file}") not in files))
         mark = Mark(cell.fingerprint, cell.fields, cell.inputs, cell.axes, files, round(seconds, 3), receipt)
         self.write_json(f"{_MARKS}/{cell.stage}/{cell.path}.json", mark.__dict__ | {"files": dict(files)})
-        (self.path / _FAILURES / cell.stage / f"{cell.path}.json").unlink(missing_ok=True)
+        self.remove(f"{_FAILURES}/{cell.stage}/{cell.path}.json")
 
     def fail(self, cell: Cell, message: str, trace: str) -> str:
         """Keeps a failed cell's reason and full trace; returns the file's name in the run."""
@@ -324,10 +329,13 @@ class RunDir:
 
     def mark_at(self, stage: str, path: str) -> Mark | None:
         """The mark of a stage's cell by its path; None when there is none."""
+        name = f"{_MARKS}/{stage}/{path}.json"
         try:
-            return Mark(**self._json(f"{_MARKS}/{stage}/{path}.json"))
+            return Mark(**self._json(name))
         except FileNotFoundError:
             return None
+        except TypeError as error:
+            raise self._damaged(name, error) from None
 
     def finished(self, stage: str) -> dict[str, dict[str, str]]:
         """The axes of each finished cell of a stage, by its path."""
@@ -362,8 +370,9 @@ class RunDir:
 
     def forget(self, stage: str) -> None:
         """Drops the marks and failures of a stage: its cells are computed again."""
-        for folder in (_MARKS, _FAILURES):
-            storage.remove_folder(self.path / folder / stage)
+        with _writing(self.path):
+            for folder in (_MARKS, _FAILURES):
+                storage.remove_folder(self.path / folder / stage)
 
     def remove(self, *names: str) -> None:
         """Removes files of the run that are there."""

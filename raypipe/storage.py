@@ -85,19 +85,15 @@ class Remote:
         """The last part of the name."""
         return PurePosixPath(self.inside).name
 
-    @property
-    def parent(self) -> Remote:
-        """The folder that holds it."""
-        return Remote(self.uri, self.inside.rpartition("/")[0])
-
     def connected(self) -> tuple[fs.FileSystem, str]:
         """The store and the name within it."""
         system, root = _connected(self.uri)
         return system, f"{root.rstrip('/')}/{self.inside}".rstrip("/")
 
     def _info(self) -> Any:
-        system, path = self.connected()
-        return system.get_file_info(path)
+        with _asking(self):
+            system, path = self.connected()
+            return system.get_file_info(path)
 
     def is_file(self) -> bool:
         """Whether an object of this name is there."""
@@ -144,15 +140,33 @@ class Remote:
 Place = Path | Remote
 
 
+@contextmanager
+def _asking(where: Remote) -> Iterator[None]:
+    """RunError where the store does not say what it holds, or the URI's options are none."""
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(
+            f"{where}: cannot be reached ({_said(error)}); check the URI and your access to the store"
+        ) from None
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
 def place(where: str | Path | Remote) -> Place:
     """A folder, or the prefix of an object store that a URI names (`s3://`, `gs://`; `file://` is a folder).
 
     Raises:
-        RunError: The URI's scheme is unknown, it names no bucket, or it carries a secret.
+        RunError: It is no URI, its scheme is unknown, it names no bucket, or it carries a secret.
     """
     if not isinstance(where, str) or "://" not in where:
         return where if isinstance(where, Remote) else Path(where)
-    parts = urlsplit(where)
+    try:
+        parts = urlsplit(where)
+    except ValueError:
+        raise RunError(f"{where.partition(':')[0]}://…: not a URI; expected such as s3://BUCKET/PREFIX") from None
     if parts.scheme == "file" and parts.hostname in (None, "localhost"):
         return Path(unquote(parts.path))
     shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
@@ -266,8 +280,7 @@ def parquet(where: Place) -> Iterator[pq.ParquetFile]:
             checked = _Checked(source)
             yield pq.ParquetFile(pa.PythonFile(checked, "r"), metadata=checked.metadata)
     except OSError as error:
-        said = " ".join(str(error).split())[:120]
-        raise RunError(f"{where}: missing or out of reach ({said}); run the grid again") from None
+        raise RunError(f"{where}: missing or out of reach ({_said(error)}); run the grid again") from None
     except _Damaged as error:
         where.unlink(missing_ok=True)
         raise RunError(
@@ -280,9 +293,9 @@ def below(where: Place, pattern: str, recursive: bool = True) -> list[str]:
     if isinstance(where, Path):
         found = where.rglob(pattern) if recursive else where.glob(pattern)
         return sorted(str(file.relative_to(where)) for file in found if file.is_file())
-    system, path = where.connected()
-    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
-    infos = system.get_file_info(selector)
+    with _asking(where):
+        system, path = where.connected()
+        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
     files = (info for info in infos if info.type == fs.FileType.File and fnmatchcase(info.base_name, pattern))
     return sorted(str(PurePosixPath(info.path).relative_to(path)) for info in files)
 
@@ -290,7 +303,8 @@ def below(where: Place, pattern: str, recursive: bool = True) -> list[str]:
 def remove_folder(where: Place) -> None:
     """Removes every file below."""
     if isinstance(where, Path):
-        shutil.rmtree(where, ignore_errors=True)
+        if where.exists():
+            shutil.rmtree(where)
         return
     for name in below(where, "*"):
         (where / name).unlink(missing_ok=True)

@@ -101,6 +101,14 @@ def test_another_field_or_input_is_a_mismatch_that_names_it(tmp_path: Path) -> N
         run.is_done(cell())
 
 
+def test_marks_that_cannot_be_removed_are_no_silent_end_of_forgetting(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    (run.path / "_done").mkdir()
+    (run.path / "_done" / "extract").write_text("a file")
+    with pytest.raises(RunError, match=r"r: cannot be written \(Not a directory\)"):
+        run.forget("extract")
+
+
 def test_failures_are_kept_until_the_cell_is_done(tmp_path: Path) -> None:
     run = begun(tmp_path / "r")
     name = run.fail(cell(), "too few points", "Traceback ...")
@@ -210,9 +218,12 @@ def test_an_unusable_directory_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not a run directory \(no run\.json\); make one with"):
         RunDir.open(tmp_path / "none")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "run.json").write_text('{"scripts": []}')
-    with pytest.raises(RunError, match="not a run directory"):
-        RunDir.open(tmp_path / "other")
+    for content in ('{"scripts": []}', "[]", "1"):
+        (tmp_path / "other" / "run.json").write_text(content)
+        with pytest.raises(RunError, match="not a run directory"):
+            RunDir.open(tmp_path / "other")
+        with pytest.raises(RunError, match="holds the grid 'None', not 'g'"):
+            RunDir.create(tmp_path / "other", "g")
     assert RunDir.open(tmp_path / "r").path == tmp_path / "r"
 
 
@@ -233,6 +244,12 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     for said in (r"was damaged \(.*\) and is removed", r"missing or out of reach \(.*\)"):
         with pytest.raises(RunError, match=rf"t\.parquet: {said}; run the grid again"):
             run.read_table("t.parquet")
+    finish(run, cell())
+    mark = next((run.path / "_done").rglob("*.json"))
+    for content in (mark.read_text().replace('"axes"', '"exes"'), "[]"):
+        mark.write_text(content)
+        with pytest.raises(RunError, match=r"random%3A0\.json: missing or damaged \(.*\); delete it and run again"):
+            run.is_done(cell())
     (run.path / "run.json").write_text("{")
     for name in ("run.json", "none.json"):
         with pytest.raises(RunError, match=rf"{name}: missing or damaged"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from raypipe.lease import LEASE, Lease
 from raypipe.progress import Silent
 from raypipe.results import open_run
 from raypipe.rundir import RunDir
+from raypipe.stages.context import answer_probe
 from raypipe.storage import Remote, below, place, published
 
 SMALL = {"languages": ["en", "de"], "layers": [1], "concepts": {"k": [6], "seeds": [0, 1]}}
@@ -349,12 +351,45 @@ def test_a_place_is_named_without_its_options_and_made_again_from_its_address(st
         ("gs:///run", "gs:///run: names no bucket; expected gs://BUCKET/PREFIX"),
         ("file://runs/mini", "file://runs/mini: unknown kind of storage; expected a folder, s3://, gs:// or file:///"),
         ("s3:///run", "s3:///run: names no bucket; expected s3://BUCKET/PREFIX"),
+        ("s3://key:word@[b/run", "s3://…: not a URI; expected such as s3://BUCKET/PREFIX"),
     ],
 )
 def test_a_uri_that_cannot_be_used_is_one_line(uri: str, said: str) -> None:
     with pytest.raises(RunError, match=re.escape(said)) as error:
         place(uri)
     assert "word@" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", ["scheme=http&endpoint_override=127.0.0.1:1", "scheme=ftp"])
+def test_a_store_that_cannot_be_asked_is_one_line(
+    options: str, store: Store, monkeypatch: pytest.MonkeyPatch, world: tiny_world.World
+) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    uri, said = f"s3://b/run?{options}&region=us-east-1", r"^s3://b/run.*: cannot be reached \(.*\); check the URI and"
+    with pytest.raises(RunError, match=said):
+        open_run(uri)
+    with pytest.raises(RunError, match=said):
+        pipeline.run(Grid(**world.grid(**SMALL)), uri, "inprocess")
+    with pytest.raises(RunError, match=said):
+        below(place(uri), "*")
+
+
+def test_a_node_that_the_store_refuses_says_why(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    store.trouble(lambda *_: True, answer=("403 Forbidden", FORBIDDEN))
+    with pytest.raises(RunError, match="ACCESS_DENIED"):
+        answer_probe({"run": store.uri, "name": "probe.tmp", "token": "t"})
+
+
+def test_another_users_driver_lives(tmp_path: Path) -> None:
+    found = {"machine": socket.gethostname(), "process": 1}
+    if root := os.getuid() == 0:
+        os.setresuid(65534, 65534, 0)  # nobody, who may not signal the first process
+    try:
+        assert not Lease(tmp_path)._is_gone(found)
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
 
 
 def test_a_second_driver_is_refused_while_the_lease_lasts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def answer_probe(item: Item) -> Receipt:
     try:
         found = (run.path / item["name"]).read_text()
     except OSError as error:
-        raise RunError(f"{error.strerror}") from None
+        raise RunError(str(error.strerror or error)) from None
     if found != item["token"]:
         raise RunError("another file stands there")
     answer = f"{item['name'].removesuffix('.tmp')}-{secrets.token_hex(8)}.tmp"
