@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,17 @@ def test_a_run_goes_on_where_it_was_and_a_new_measure_touches_nothing_else(
         raypipe.open_run(place).similarity()
 
 
+def test_stability_is_that_of_the_first_algorithm_also_when_their_order_changes(
+    world: tiny_world.World, tmp_path: Path
+) -> None:
+    for first, second in permutations(("kmeans", "spherical")):
+        clusterings = {"k": [6], "seeds": [0, 1], "algorithm": [first, second]}
+        grid = make(world, ["stability"], layers=[1], pairs=["en-de"], concepts=clusterings, states={})
+        found = rows(run := ran(grid, tmp_path / "run"))
+        a, b = (run.concepts(scope="en", algorithm=first, seed=seed)["concept"].to_numpy() for seed in (0, 1))
+        assert found[found.source == "en"].value.iloc[0] == stability(a, [b], SAMPLING).value
+
+
 @pytest.mark.ray
 def test_the_table_is_the_same_bytes_on_ray(world: tiny_world.World, whole: raypipe.Run, tmp_path: Path) -> None:
     run = raypipe.run(make(world, ALL, resources={"workers": 2}), tmp_path / "run", "local")
@@ -360,6 +372,23 @@ def test_a_failed_input_leaves_rows_that_say_so_and_is_made_up_for(world: tiny_w
     assert set(rows(again).reason) == {""}
     assert {name for name, at in times(place, "similarity/" + state).items() if kept[name] == at} == {
         name for name in kept if "en+fr" in name
+    }
+
+
+def test_a_language_without_any_state_is_named(world: tiny_world.World, tmp_path: Path) -> None:
+    """BERT's tokenizer drops control signs, and then nothing of the German text is left."""
+    shutil.copytree(world.path / "text", tmp_path / "text")
+    (tmp_path / "text/de.txt").write_text("\u200d\n" * tiny_world.SENTENCES)
+    changed = {"corpus": {"path": str(tmp_path / "text/{lang}.txt")}, "states": {"also": "sentences"}}
+    grid = make(world, ["cka", "retrieval"], layers=[1], pairs=["en-de"], languages=["en", "de"], **changed)
+    with pytest.raises(CellsFailed, match="none of its words has a state; the files _lost-") as error:
+        ran(grid, tmp_path / "run")
+    assert "similarity" not in str(error.value)
+    reasons = rows(raypipe.open_run(tmp_path / "run")).groupby("measure").reason.unique()
+    assert {measure: set(found) for measure, found in reasons.items()} == {
+        "cka": {"no_states: sentences de"},
+        "retrieval": {"no_states: words de"},
+        "retrieval_centred": {"no_states: words de"},
     }
 
 

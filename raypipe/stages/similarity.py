@@ -45,6 +45,7 @@ from raypipe.stages.plan import Plan, clustering_place, joint, scope_name
 from raypipe.statefile import read_layer
 
 NAME, VERSION = "similarity", 3
+CLUSTERINGS = ("concepts.algorithm", "concepts.k", "concepts.seeds")
 FIELDS = ("words.normalise", "similarity.experts", "similarity.permutations", "similarity.resamples")
 KINDS = {"extract": "words", "sentences": "sentences", "neurons": "neurons"}  # of states, in reasons
 ANNOTATED = {
@@ -93,7 +94,7 @@ def cells(plan: Plan, made: dict[str, list[Cell]]) -> list[Cell]:
                 "inputs": sorted(own),
                 "layers": plan.layers[checkpoint.model, component],
                 "measures": grid.similarity.measures,
-                "clusterings": [repr(plan.fields("concepts.k", "concepts.seeds"))] if "stability" in measures else [],
+                "clusterings": [repr(plan.fields(*CLUSTERINGS))] if "stability" in measures else [],
             }
             found.append(Cell(NAME, (*state, ("pair", "+".join(pair))), fields, {}, axes))
     return found
@@ -401,7 +402,10 @@ class _Pair:
         """The files of states of each language, in shard order."""
         sides = [self._item["sides"][language] for language in languages]
         places = {f"{KINDS[stage]} {side}": f"{self._item['states']}/lang={side}" for side in sides}
-        return [[name for name, _ in mark.receipt["shards"]] for mark in self._marks(stage, places)]
+        shards = {name: m.receipt["shards"] for name, m in zip(places, self._marks(stage, places), strict=True)}
+        if empty := [name for name, of_side in shards.items() if not of_side]:
+            raise _Unmeasured(f"no_states: {', '.join(empty)}")
+        return [[name for name, _ in of_side] for of_side in shards.values()]
 
     def _marks(self, stage: str, places: Mapping[str, str]) -> list[Mark]:
         """The marks of the cells of a stage at some places.
