@@ -1,9 +1,11 @@
 """The pipeline: grid in, run directory out. The page a newcomer reads first.
 
     grid.yaml ──► corpus ──► lexicon ──► extract ──► concepts ──► agreement ──► scores ──► similarity ──► report
-         └──────► prompts ──► sources ──► patching ────────────────────────────────────────►
+         │                                  └─► sentences, neurons, meanings ──────────────────►
+         └──────► prompts ──► sources ──► patching ────────────────────────────────────────────────────────►
 
-Each stage turns files of the run into files of the run, cell by cell; a cell that is marked done is not done again.
+Each stage turns files of the run into files of the run, cell by cell; a cell that is marked done is not done again. Sentences and
+neurons come from the forward of extract, meanings from one of their own.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def _stage(
     reads: tuple[str, ...] = (),
     strict: bool = False,
 ) -> Stage:
-    """A stage that works its own open cells off; those of the plan alone without `cells`."""
+    """The stage of a module whose `run` works off the open cells; without `cells` the plan alone decides which there are."""
     made = cells or (lambda plan, _: module.cells(plan))
     return Stage(module.NAME, made, lambda context, left, _: module.run(context, left), reads, strict)
 
@@ -269,6 +271,7 @@ def _work_off(context: Context, stage: Stage, cells: Cells) -> None:
     there = len(cells[stage.name]) - len(left)
     if there:
         context.watcher.note(f"{stage.name}: {there} of {len(cells[stage.name])} cells are there already")
+    left = [cell for cell in left if not context.has_failed(cell)]  # in the forward of a stage before
     if left:
         context.run.log(stage.name, f"{len(left)} of {len(cells[stage.name])} cells to do on {context.cluster.name}")
         stage.run(context, left, cells)

@@ -428,6 +428,17 @@ def test_words_that_the_tokenizer_drops_are_counted_and_listed(world: tiny_world
         assert run.states("t", "main", name, 3)[0].num_rows == chosen - 4 * (name == "de")
 
 
+class Forwards(Silent):
+    """Keeps how many shards each stream has."""
+
+    def __init__(self) -> None:
+        self.shards: list[int] = []
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        if unit == "shards":
+            self.shards.append(total)
+
+
 def test_neurons_that_overflow_leave_words_and_sentences_standing(world: tiny_world.World, tmp_path: Path) -> None:
     shutil.copytree(world.path / "model/step-2", tmp_path / "model")
     file = tmp_path / "model/model.safetensors"
@@ -436,11 +447,12 @@ def test_neurons_that_overflow_leave_words_and_sentences_standing(world: tiny_wo
     weights["encoder.layer.2.output.dense.weight"][:, 3] = 0
     save_file(weights, file, metadata={"format": "pt"})
     fields = {"models": [{"name": "t", "path": str(tmp_path / "model")}], "dtype": {"store": "float16"}}
-    grid = small(world, **fields, states={"also": ["sentences", "neurons"]})
+    grid, forwards = small(world, **fields, states={"also": ["sentences", "neurons"]}), Forwards()
     with pytest.raises(
         CellsFailed, match=r"^2 cells failed.*\n.*neurons of layer 3 overflow float16; store float32"
     ) as error:
-        raypipe.run(grid, tmp_path / "run", "inprocess")
+        raypipe.run(grid, tmp_path / "run", "inprocess", watcher=forwards)
+    assert forwards.shards == [2]  # what failed is left to the next run
     assert str(error.value).count("\n  neurons model=t") == 2
     assert len(marks(tmp_path / "run", "extract")) == len(marks(tmp_path / "run", "sentences")) == 2
     assert not marks(tmp_path / "run", "neurons")
