@@ -158,6 +158,14 @@ def test_a_fit_goes_on_from_its_last_saving(
     assert [file.name for file in folder.glob("_fit*")] == ["_fit-0123456789abcdef.npz"]
     with pytest.raises(ClusteringError, match="the checkpoint belongs to a fit of other points or settings"):
         kmeans.fit(kmeans.LocalPoints([states]), 6, max_iter=3, checkpoint=concepts.Saved(item))
+    saved = folder / "_fit-0123456789abcdef.npz"
+    whole = saved.read_bytes()
+    for content in (whole[:100], whole[:-100], whole[:200] + bytes([whole[200] ^ 1]) + whole[201:], b"", b"none"):
+        saved.write_bytes(content)
+        with pytest.raises(RunError, match=r"_fit-0123456789abcdef\.npz: was damaged \(.*\) and is removed; run the"):
+            concepts.Saved(item).load()
+        assert concepts.Saved(item).load() is None
+    saved.write_bytes(whole)
     raypipe.run(Grid(**world.grid()), run.path, "inprocess", rerun="concepts")
     assert (folder / "labels.parquet").read_bytes() == labels
     assert not list(run.path.rglob("_fit*"))

@@ -3,8 +3,7 @@
 One cell per (model, revision, component, variant, layer, scope, algorithm, k and seed). A scope is one side (a language, or one
 within a pair, `en~en-de`) or a joint set of sides. A cell runs whole in one worker, cells side by side, or is spread over a group
 of all workers, by the rule of `spread`; a group holds the shards as far as its memory goes and reads the others again at each pass.
-Results are the same bits either way. A fit that takes long keeps its progress
-in the run, so that a new driver goes on from there.
+Results are the same bits either way. A fit that takes long keeps its progress in the run, so that a new driver goes on from there.
 Legend: n points, k concepts, d width of a state.
 """
 
@@ -17,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import product
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypipe.errors import RaypipeError
+from raypipe.errors import RaypipeError, RunError
 from raypipe.grid import Grid
 from raypipe.rundir import Cell, RunDir
 from raypipe.schema import arrow_schema
@@ -233,9 +233,13 @@ class Saved:
         self._saved = time.monotonic()
 
     def load(self) -> Mapping[str, NDArray[np.generic]] | None:
-        """What a lost process saved last."""
+        """What a lost process saved last; RunError where that is damaged, which removes it."""
         place = self._run.path / self._name
-        return dict(np.load(io.BytesIO(place.read_bytes()), allow_pickle=False)) if place.is_file() else None
+        try:
+            return dict(np.load(io.BytesIO(place.read_bytes()), allow_pickle=False)) if place.is_file() else None
+        except (ValueError, EOFError, BadZipFile) as error:
+            self._run.remove(self._name)
+            raise RunError(f"{place}: was damaged ({error}) and is removed; run the grid again") from None
 
     def save(self, arrays: dict[str, NDArray[np.generic]]) -> None:
         """Replaces what was saved before."""
