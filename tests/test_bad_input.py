@@ -155,7 +155,7 @@ def test_text_that_is_not_utf8(desk: Desk, command: Command) -> None:
 
 def test_text_of_which_no_word_is_kept(desk: Desk) -> None:
     desk.write("text/de.txt", b"\n" * 40)
-    desk.fails(r"/text/de\.txt: no word of language de is kept; loosen words\.lines … words\.del_freq")
+    desk.fails(r"/text/de\.txt: no word of language de is kept; loosen words\.lines, min_words")
     assert not (desk.run_dir / "corpus/lang=de").exists()
     assert not desk.has_scores()
 
@@ -469,11 +469,19 @@ def test_parquet_is_read_to_the_same_tables(desk: Desk, expected: dict[str, byte
     spoilt(whole.slice(0, 0))
     desk.refused(r".*/de\.parquet: is empty; expected one sentence per line", corpus=corpus)
     desk.write("de.parquet", b"plain text")
-    desk.refused(r".*/de\.parquet: not a Parquet file; write one with a column text, or set .*", corpus=corpus)
+    desk.refused(r".*/de\.parquet: not a Parquet file \(.*\); write one with a column text, or set .*", corpus=corpus)
     spoilt(whole.rename_columns(["id", "line"]))
     assert "/de.parquet: no column text; found id, line" in read_corpus(desk, **corpus).error
     spoilt(whole.set_column(1, "text", pa.array([*whole["text"].to_pylist()[:-1], None])))
     assert "/de.parquet: row 39 is NoneType; expected text" in read_corpus(desk, **corpus).error
+    latin = pa.array([b"gr\xfcn"] * 40).cast(pa.binary()).view(pa.string())
+    spoilt(whole.set_column(1, "text", latin))
+    assert "/de.parquet: damaged ('utf-8' codec can't decode" in read_corpus(desk, **corpus).error
+    spoilt(whole.select(["text"]))
+    content = bytearray((desk.path / "de.parquet").read_bytes())
+    for place in (8, len(content) - 60):  # the header of a page, the footer
+        desk.write("de.parquet", bytes(content[:place]) + b"\xff" * 20 + bytes(content[place + 20 :]))
+        assert re.search(r"/de\.parquet: (damaged|not a Parquet file)", read_corpus(desk, **corpus).error)
 
 
 @pytest.fixture

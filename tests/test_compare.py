@@ -179,7 +179,7 @@ def test_lines_that_make_no_sense_are_refused(world: tiny_world.World, tmp_path:
         GridError, match=r"lexicon: lines are aligned by induce; give induce: eflomal, or leave lines out$"
     ):
         make(lexicon={"format": "muse", "path": "{source}-{target}", "lines": [0, 2]})
-    with pytest.raises(CellsFailed, match=r"no word of language en is kept; loosen words\.lines … words\.del_freq"):
+    with pytest.raises(CellsFailed, match=r"no word of language en is kept; loosen words\.lines, min_words"):
         raypipe.run(make(words={"lines": [40, 50]}, languages=["en", "de"]), tmp_path / "run", "inprocess")
 
 

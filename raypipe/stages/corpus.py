@@ -80,7 +80,9 @@ def work(item: Item) -> Receipt:
     sentences, dropped, chosen = choose_words(text, Words(**item["words"]), linked)
     if not len(chosen):
         where, what = (linked.file, "link") if linked else (text.path, f"word of language {text.language}")
-        raise InputError(f"{where}: no {what} is kept; loosen words.lines … words.del_freq")
+        raise InputError(
+            f"{where}: no {what} is kept; loosen words.lines, min_words, max_words, min_freq or del_freq in the grid"
+        )
     run, folder = RunDir(item["run"]), item["folder"]
     tables = {
         f"{folder}/sentences.parquet": (arrow_schema("sentences"), _sentence_rows(sentences, dropped)),

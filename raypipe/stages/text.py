@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe.errors import InputError
@@ -58,11 +57,19 @@ class Text:
         return found.hexdigest(), lines
 
     def _parquet_column(self) -> Iterator[Any]:
-        file = open_parquet(Path(self.path))
+        try:
+            file = pq.ParquetFile(self.path)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.path}: not a Parquet file ({_said(error)}); write one with a column text, or set corpus.format"
+            ) from None
         if "text" not in file.schema_arrow.names:
             raise InputError(f"{self.path}: no column text; found {', '.join(file.schema_arrow.names)}")
-        for batch in file.iter_batches(ROWS, columns=["text"]):
-            yield from batch.column(0).to_pylist()
+        try:
+            for batch in file.iter_batches(ROWS, columns=["text"]):
+                yield from batch.column(0).to_pylist()
+        except (OSError, ValueError) as error:  # pages that cannot be decoded, text that is not UTF-8
+            raise InputError(f"{self.path}: damaged ({_said(error)}); write it again") from None
 
     def _data_set_column(self) -> Iterator[Any]:
         name = self._layout
@@ -113,15 +120,11 @@ def _builder(path: str, config: str | None, revision: str | None) -> Any:
 
 
 def _not_loaded(path: str, error: Exception) -> InputError:
-    return InputError(f"corpus.path {path}: cannot be loaded ({' '.join(str(error).split())[:160]})")
+    return InputError(f"corpus.path {path}: cannot be loaded ({_said(error)})")
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Opens a Parquet file of the user's; InputError where it is none."""
-    try:
-        return pq.ParquetFile(path)
-    except pa.ArrowInvalid:
-        raise InputError(f"{path}: not a Parquet file; write one with a column text, or set corpus.format") from None
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _tsv_column(path: str, language: str) -> Iterator[str]:
