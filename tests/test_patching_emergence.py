@@ -166,6 +166,14 @@ def test_a_run_with_one_system_has_no_such_table(tmp_path: Path) -> None:
         assert not (tmp_path / PLACE).exists()
 
 
+def test_a_score_that_has_no_row_yet_is_left_out(tmp_path: Path) -> None:
+    """COLAP of all languages is a cell of its own, which may fail alone."""
+    made = tables() | {"colap": make_table("colap", [])}
+    assert together(RunDir(tmp_path), made)["patching_emergence"].equals(
+        together(RunDir(tmp_path), tables())["patching_emergence"]
+    )
+
+
 def test_the_chart_shows_each_measure_at_its_best_layer(tmp_path: Path) -> None:
     made = tables()
     charts = draw(made | FLAT | together(RunDir(tmp_path), made)).charts

@@ -44,12 +44,12 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
 
     summary = tables["patching_checkpoints"].to_pandas()
     seen = summary[(summary["setting"] == "seen") & ~summary["revision"].str.startswith(RANDOM)]
-    # The mean over targets, which stands behind them also where some are unfinished and it is null, or the only one.
+    # A checkpoint's last row is the mean over its targets, null where some are unfinished, or its only target.
     seen = seen.drop_duplicates(["model", "revision"], keep="last").dropna(subset="effect_split")
     seen = seen.set_index(["model", "revision"])
     found = list[dict[str, Any]]()
     for name, column in VALUES.items():
-        if name not in tables:
+        if name not in tables or not tables[name].num_rows:
             continue
         frame = tables[name].to_pandas()
         for setting in SETTINGS:
