@@ -28,7 +28,7 @@ def state_table(points: pa.Table, states: Mapping[int, NDArray[np.floating]], of
     Args:
         points: Columns language, sentence and, of words, token, word; or those of the table `of`; n rows.
         states: Layer id to C-contiguous float32 or float16 [n, d].
-        of: Table of the schema.
+        of: The table of `schema.TABLES` whose columns they are; None: of words or of sentences, whichever it is.
     """
     table = points.cast(arrow_schema(of or ("points" if "word" in points.column_names else "states_of_sentences")))
     for layer, X_nd in states.items():

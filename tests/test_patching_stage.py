@@ -707,7 +707,7 @@ def test_known_forms_of_a_pair_come_from_the_table() -> None:
     }  # fmt: skip
     sets = {c: {x: (ord(c),) for x in ("en", "fr", "es", "de")} for c in concepts}
     target = Target([row], concepts, sets, ("en", "fr", "es", "de"), ("fr", "es"))
-    known = target.words(0)
+    known = target._known(row, "target")
     assert (known.gold, known.source, known.visible, known.target) == (
         ("abogado",),
         "avocat",
@@ -862,7 +862,8 @@ def test_too_many_words_that_merge_with_their_quote_are_refused(patching_world: 
     assert (len(kept), removed) == (CONCEPTS - 1, 1)
     bad = test_prompts.by_list(*dict.fromkeys([*signs, *(f'{w}"' for w in words[:3])]))
     with pytest.raises(
-        InputError, match="3 of 24 concepts have a word that this tokenizer merges with its quote, more than 5%"
+        InputError,
+        match="3 of 24 concepts have a word that this tokenizer drops or merges with its quote, more than 5%",
     ):
         usable(bad, grid, table)
 

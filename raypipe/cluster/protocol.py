@@ -32,7 +32,7 @@ POINTS_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Resources:
-    """What the workers of a run may use; only `threads` can change results."""
+    """What the workers of a run may use; only `threads` and GPUs can change results."""
 
     workers: int
     """Workers at the same time."""

@@ -39,7 +39,7 @@ PATIENCE = 0.5
 LOCAL_STORE_BYTES = 512 * 2**20
 """The object store of a Ray that is started here; points pass through it one shard at a time."""
 LOCAL_WORKERS_PER_CORE = 4
-"""A Ray that is started here gets no more workers than this, whatever is asked."""
+"""How many threads of workers a Ray that is started here has for each core at most, whatever is asked."""
 
 TASK_SECONDS = 24 * 3600.0
 """How long all running tasks may go on without any of them ending."""

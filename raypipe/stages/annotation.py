@@ -15,7 +15,7 @@ from raypipe.errors import GridError, InputError, RunError
 from raypipe.grid import Grid
 from raypipe.gridpatching import MATCHED
 from raypipe.interop.lines import csv_rows
-from raypipe.rundir import RunDir
+from raypipe.rundir import RunDir, axes_of
 from raypipe.science.answers import LABELS
 from raypipe.stages.patching_summary import SOURCE, THIRD, runs_of, split_layers
 from raypipe.stages.prompts import read_table
@@ -76,7 +76,7 @@ def _answers(run: RunDir, grid: Grid, setting: str) -> Iterator[Row]:
     for path in run.read_json("run.json")["cells"].get("patching", []):
         if run.mark_at("patching", path) is None:
             continue
-        cell = dict(part.split("=", 1) for part in path.split("/"))
+        cell = axes_of(path)
         source, target = cell["target"].split("+")
         tables = {name: run.read_table(f"patching/parts/{path}/{name}.parquet") for name in ("scores", "answers")}
         runs = runs_of(grid, tables, target)

@@ -35,7 +35,7 @@ FIELDS = (
 )
 SHARD_BYTES = 64 * 2**20  # float32 states of all layers that a shard has at most, about
 SHARDS = 4  # a text has a multiple of it where it is long enough, so that a few workers end at about the same time
-SHARD_WORK = 2e10  # floating-point operations of a smaller forward: some tenths of a second of a core; a shard costs 5 ms beside it
+SHARD_WORK = 2e10  # floating-point operations of a shard's forward, at least: tenths of a second of a core; it costs 5 ms besides
 SMALLEST_SHARD = 1024  # points; of fewer sentences too few are of like length, and more is padded
 CPU_BUDGET = 1024  # pieces of a batch, padding included; on a CPU what fits the caches is fastest
 

@@ -21,7 +21,7 @@ from raypipe.rundir import Cell, RunDir, file_digest
 from raypipe.stages import sources
 from raypipe.stages.context import Context, Item, Receipt
 from raypipe.stages.patching_rows import Outcome, Target
-from raypipe.stages.patching_summary import summarise
+from raypipe.stages.patching_summary import SOURCE, TARGET, THIRD, summarise
 from raypipe.stages.plan import Plan
 from raypipe.stages.prompts import Direction, decoders, trained_on
 from raypipe.stages.sources import Decoder, States
@@ -34,7 +34,6 @@ FIELDS = (
     "patching.resamples",
     "patching.window",
 )
-THIRD = "third"
 
 
 def cells(plan: Plan, read: list[Cell]) -> list[Cell]:
@@ -150,8 +149,8 @@ def _outcomes(decoder: Decoder, path: str, direction: Direction, target: Target)
     else:
         patched, clean_target = [], patcher.unpatched(asked, target.wanted, generate)
     outcomes = [
-        _outcome(decoder, "src_unpatched", -1, clean_source),
-        _outcome(decoder, "tgt_unpatched", -1, clean_target),
+        _outcome(decoder, SOURCE, -1, clean_source),
+        _outcome(decoder, TARGET, -1, clean_target),
     ]
     if MATCHED in settings:
         matched = patcher.unpatched(decoder.prompts_of("matched", direction), target.wanted, generate)

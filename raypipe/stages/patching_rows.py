@@ -128,11 +128,8 @@ class Target:
                     rows[name].append(value)
         return self._table("patching_answers", keys, outcomes, rows)
 
-    def words(self, n: int) -> Known:
-        """What the patched answer of a pair is compared with."""
-        return self._known(self._pairs[n], "target")
-
     def _known(self, row: Row, role: str) -> Known:
+        """What the answers of a pair to the prompts of a role are compared with."""
         source, target = self._concepts[row["source_concept"]], self._concepts[row["target_concept"]]
         others = [x for x in self._languages if x != self._out]
         word = source.forms[self._in][0]

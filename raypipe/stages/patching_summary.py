@@ -315,7 +315,7 @@ def _checkpoints(grid: Grid, runs: Runs, keys: Row, weights: FloatArray) -> Iter
 def _at_layers(run: _Run, layers: NDArray[np.int64], weights: FloatArray) -> Row:
     exact, starts = held_out(run.exact, layers), held_out(run.starts, layers)
     row = _spread("accuracy", mean(exact, weights)) | _spread("p_source", mean(held_out(run.source, layers), weights))
-    # Every exact answer starts like s in O, so the rest of those that start so are other words.
+    # An exact answer starts like s in O, unless it is written in another case: the rest of those that start so are other words.
     return row | _spread("prefix_share", share(np.maximum(starts - exact, 0), starts, weights))
 
 

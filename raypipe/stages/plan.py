@@ -182,8 +182,8 @@ def make_plan(grid: Grid) -> Plan:
 
     Raises:
         ModelError: A model or revision is missing.
-        InputError: The text of a language is missing, empty or broken, the languages differ in length, a pair has no alignment, or
-            labels or word classes do not fit their text.
+        InputError: The text of a language is missing, empty or broken, the languages differ in length, a pair has no alignment, no pair
+            has a dictionary or an AM2iCo file, or labels or word classes do not fit their text.
         GridError: A layer is outside a model, or languages have codes that folders of pairs cannot hold.
     """
     found: list[Checkpoint] = []

@@ -24,7 +24,7 @@ from raypipe.stages.plan import Plan, naming
 
 NAME, VERSION = "prompts", 1
 FIELDS = ("languages", "patching.names", "patching.pairs", "patching.shots", "patching.seed")
-MOST_REMOVED = 0.05  # of the table: concepts without a position of their own (2.4)
+MOST_REMOVED = 0.05  # of the table: concepts with a word that the tokenizer drops or merges with its quote (2.4)
 Direction = tuple[str, str]
 Sets = list[dict[str, tuple[int, ...]]]
 
@@ -147,7 +147,7 @@ def work(item: Item) -> Receipt:
     }
     notes = [
         *table.notes(),
-        *([f"{removed} concepts removed: a word merges with its quote"] if removed else []),
+        *([f"{removed} concepts removed: the tokenizer drops a word or merges it with its quote"] if removed else []),
         *notes,
     ]
     return {
@@ -183,8 +183,8 @@ def usable(tokenizer: Any, grid: Grid, table: ConceptTable) -> tuple[list[Concep
     removed = fine.count(False)
     if removed > MOST_REMOVED * len(fine):
         raise InputError(
-            f"{grid.patching.table}: {removed} of {len(fine)} concepts have a word that this tokenizer merges with its quote, more than "
-            f"{MOST_REMOVED:.0%}; use another tokenizer or table"
+            f"{grid.patching.table}: {removed} of {len(fine)} concepts have a word that this tokenizer drops or merges with its "
+            f"quote, more than {MOST_REMOVED:.0%}; use another tokenizer or table"
         )
     kept_sets = [of_concept for of_concept, keep in zip(sets, fine, strict=True) if keep]
     return [c for c, keep in zip(table.concepts, fine, strict=True) if keep], kept_sets, removed

@@ -17,7 +17,6 @@ from raypipe.schema import arrow_schema, make_table
 from raypipe.science.intervals import FloatArray, rank_agreement, robust_range, statements, survivals
 from raypipe.web.frames import OWN, opening, placing
 
-FLAT = ("robustness", "conclusions")
 NEAR = 0.9  # least tau of an order that is nearly the same
 PLATEAU = 0.05  # most that the score moves on a plateau
 STATE = ["model", "revision", "component", "variant"]
@@ -40,7 +39,7 @@ def write(run: RunDir, tables: Mapping[str, Any]) -> dict[str, pa.Table]:
 
 
 def _scored(table: pa.Table, metric: str) -> pd.DataFrame:
-    """The rows with `component`, `pair` and `score`; a mean's rounding error breaks no tie."""
+    """The rows of a flat table with the columns `component`, `pair` and `score`."""
     frame: pd.DataFrame = table.to_pandas()
     if metric == "calign":
         frame["component"] = placing(frame, "-")
@@ -62,7 +61,7 @@ def _ranges(metric: str, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
         shown = frame[np.all([frame[other] == value for other, value in rest.items()], axis=0)]
         for key, part in shown.groupby([*STATE, *CLUSTERED], sort=False) if shown[name].nunique() > 1 else ():
             cells = part.pivot_table("score", name, ["layer", "pair"], sort=True, dropna=False)
-            whole = cells.dropna(axis=1).round(12)
+            whole = cells.dropna(axis=1).round(12)  # a mean's rounding error breaks no tie
             values = whole.index.to_list()
             named = dict(zip([*STATE, *CLUSTERED], key, strict=True)) | {"metric": metric, "setting": name}
             named |= {"cells": whole.shape[1], "left_out": cells.shape[1] - whole.shape[1]}

@@ -59,7 +59,7 @@ def _ends(name: str, interval: tuple[float | None, float | None]) -> Row:
 def nulls(
     prepared: Cooccurrence, scores: Sequence[Calign], settings: Sequence[AlignThresholds], draws: int, seed: int
 ) -> list[Row]:
-    """The columns of every null, for each setting; null ones without draws."""
+    """The columns of every null, for each setting; all None without draws."""
     rows = [Row() for _ in scores]
     for kind in NULLS:
         found, types = null(prepared, draws, seed, settings, kind) if draws else (None, None)
@@ -79,7 +79,7 @@ def intervals(
     resamples: int,
     seed: int,
 ) -> list[Row]:
-    """The columns of the interval over sentences, for each setting; null ones without resamples or source concepts."""
+    """The columns of the interval over sentences, for each setting; all None without resamples or source concepts."""
     if not resamples or not scores[0].concepts:
         return [dict.fromkeys(("sentences_lo", "sentences_hi", "sentences_mean")) for _ in scores]
     again = resampled(prepared, sentences, resamples, seed, settings)

@@ -2,7 +2,7 @@
 
 Words are read with the same batches whether sentences and neurons are read beside them or not, so that their bytes are the same: the
 rows that hold a word go through the model first, the others after them.
-Legend: n points of a shard, S its sentences, L layers, D width of a state, F neurons of a block.
+Legend: S sentences of a shard.
 """
 
 from __future__ import annotations

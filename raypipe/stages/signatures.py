@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe.gridscores import LIMITS
+from raypipe.models.locate import RANDOM
 from raypipe.rundir import Cell
 from raypipe.schema import TABLES
 from raypipe.stages.plan import language_of
@@ -19,7 +20,6 @@ from raypipe.stages.relatives import relation
 Finding = dict[str, Any]
 Limits = Mapping[str, float]
 Done = Mapping[str, Sequence[tuple[Cell, Mapping[str, Any]]]]
-RANDOM = "random:"
 NULLS = (("null_calign", "null_sd"), ("labels_mean", "labels_sd"))
 # What names a row of the two tables: the columns before the counts.
 SETTINGS = sorted({c.name for m in ("calign", "colap") for c in takewhile(lambda c: c.name != "concepts", TABLES[m])})

@@ -1,6 +1,6 @@
 """Stage sources: the mean states of a checkpoint's source prompts, read once for all of its targets.
 
-One cell per (model, revision). Its file holds the means that the targets' settings put in, row by row of the concept pairs, so that
+One cell per (model, revision). Its file holds the means that the targets' settings put in, a row per mean and concept pair, so that
 patching a target reads its own means alone. Definitions: concept_patching.md sections 2.7 and 3.5.
 Axes: n concept pairs, L blocks, d the model's width.
 """
@@ -38,7 +38,12 @@ States = NDArray[np.float32]  # [n, L - 1, d]
 
 
 class Mean(NamedTuple):
-    """Source prompts whose states are averaged: their languages, and the O in whose words s must not start as they do, if any."""
+    """Source prompts whose states are averaged.
+
+    Attributes:
+        sources: Their languages (A, B).
+        apart: O of `seen_disjoint`, which leaves out the prompts in whose languages s may start as it may in O; else empty.
+    """
 
     sources: tuple[Direction, ...]
     apart: str
@@ -270,7 +275,7 @@ class Decoder:
         return [Prompt(np.array(i, np.int32), place) for i, place in zip(ids, places, strict=True)]
 
     def apart(self, rows: range, pair: Direction, out: str) -> NDArray[np.bool_]:
-        """Per concept pair whether s cannot start in a source's languages as it may in `out`; always without `out`, [rows]."""
+        """Whether s of each concept pair cannot start in a source's languages as it may in `out`, [rows]; True without `out`."""
         if not out:
             return np.ones(len(rows), np.bool_)
         return ~meeting(self.pairs[rows.start : rows.stop], self.sets, (pair,), out)[:, 0]
