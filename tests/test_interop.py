@@ -367,6 +367,7 @@ def test_wrong_alignment_files(file):
         ({"x": []}, ":x: sentence 'x' is not an integer >= 0"),
         ({"2": []}, ":2: sentence index 2 outside 0..1"),
         ([], ": a list; expected an object of sentence numbers"),
+        ({"0": [], "00": []}, ":00: another form of sentence 0; expected '0', so that each is there once"),
     ],
 )
 def test_malformed_mappings(file, content, message):

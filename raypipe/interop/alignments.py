@@ -175,6 +175,8 @@ def read_mapping(path: PathText, source: Words, target: Words) -> Alignment:
         place = key
         try:
             sentence = _inside("sentence", natural("sentence", key), len(source))
+            if key != str(sentence):
+                raise BadLine(f"another form of sentence {sentence}; expected '{sentence}', so that each is there once")
             if not isinstance(entries, list):
                 raise BadLine(f"a {type(entries).__name__}; expected a list of links")
             found: list[tuple[int, int]] = []
