@@ -340,6 +340,7 @@ def test_null_summary():
     assert found == pytest.approx((0.7 / 3, np.sqrt(0.24 / 9 / 2), 0.3, 0.75))
     assert summarise(0.5, [0.1]) == (0.1, 0.0, 0.1, 0.5)
     assert p_value(0.0, np.zeros(20)) == 1.0
+    assert p_value(0.1 + 0.2, [0.3, 0.2]) == 2 / 3  # equal but for rounding
 
 
 # --- invariants ---

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from raypipe.science.incidence import IntArray
-from raypipe.science.intervals import FloatArray, Sampling, generators, p_value, percentiles
-from raypipe.science.similarity import TIE
+from raypipe.science.intervals import TIE, FloatArray, Sampling, generators, p_value, percentiles
 
 MIN_POINTS = 3  # below, a correlation says nothing
 MIN_TESTED = 8  # below, no p-value is given
@@ -64,7 +63,7 @@ def correlation(
         return Correlation(*[None] * 6)
     drawn, orders = _draws(sampling, n)
     lo, hi = percentiles(_cosine(*_freed(points[:, drawn], ranks)))
-    p = p_value(abs(r) - TIE, np.abs(_cosine(sides[0], sides[1][orders]))) if n >= MIN_TESTED else None
+    p = p_value(abs(r), np.abs(_cosine(sides[0], sides[1][orders]))) if n >= MIN_TESTED else None
     names = np.asarray(languages)
     left = [points[:, names != name] for name in sorted(set(languages))]
     without = [float(_cosine(*_freed(rest, ranks))) for rest in left if rest.shape[1] >= MIN_POINTS]

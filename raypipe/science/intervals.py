@@ -15,6 +15,8 @@ FloatArray = NDArray[np.float64]
 PERMUTATIONS = 200  # concept_patching.md section 10
 RESAMPLES = 1000
 LEVEL = 0.95  # of every interval: percentiles of the bootstrap
+DIGITS = 12  # of a score that count: rounding must not pick between equals
+TIE = 10.0**-DIGITS
 
 
 class NullSummary(NamedTuple):
@@ -37,9 +39,12 @@ def generators(draws: int, seed: int) -> list[np.random.Generator]:
 
 
 def p_value(observed: float, draws: ArrayLike) -> float:
-    """Share of draws at or above the observed score, the observed one counted: (1 + draws >= observed) / (1 + draws)."""
+    """Share of draws at or above the observed score, the observed one counted: (1 + draws >= observed) / (1 + draws).
+
+    Equal scores whose sums were rounded otherwise are equal (`TIE`).
+    """
     values: FloatArray = np.asarray(draws, np.float64)
-    return float((1 + np.count_nonzero(values >= observed)) / (1 + values.size))
+    return float((1 + np.count_nonzero(values >= observed - TIE)) / (1 + values.size))
 
 
 def summarise(observed: float, draws: ArrayLike) -> NullSummary:

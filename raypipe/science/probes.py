@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raypipe.errors import InputError
-from raypipe.science.intervals import Estimate, FloatArray, Sampling, around, estimate, generators
-from raypipe.science.similarity import DIGITS, TIE, same_width, states, unit
+from raypipe.science.intervals import DIGITS, TIE, Estimate, FloatArray, Sampling, around, estimate, generators
+from raypipe.science.similarity import same_width, states, unit
 
 FOLDS = 5
 MIN_CLASSES = 8  # word classes that the measures of their structure need

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 from raypipe.errors import InputError
 from raypipe.science.incidence import IntArray, numbered
-from raypipe.science.intervals import Estimate, FloatArray, Sampling, around, estimate
+from raypipe.science.intervals import TIE, Estimate, FloatArray, Sampling, around, estimate
 
-DIGITS = 12  # of a cosine that count: rounding must not pick between copies
-TIE = 10.0**-DIGITS
 _ROWS = 512  # rows of an n x n matrix held at once
 _COLUMNS = 256  # columns of ANC held at once
 _GATHER = 64  # multiplications of a matrix product in the time of one gathered kernel entry
