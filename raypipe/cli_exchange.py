@@ -28,7 +28,12 @@ def import_files(
     Examples: `raypipe import conceptx --out runs/foreign --set calign.theta=0.5,0.8` or
     `raypipe import mapping.json --source en.txt --target de.txt --out en-de.align`
     """
-    if path.is_dir():
+    kind = "folder" if path.is_dir() else "mapping" if path.suffix == ".json" else "dictionary"
+    of_kind = {"folder": {"--set": settings}, "mapping": {"--source": source, "--target": target}}
+    for other, flags in (of_kind | {"dictionary": {"--max-bad-lines": max_bad_lines}}).items():
+        if other != kind and (given := [flag for flag, value in flags.items() if value]):
+            raise GridError(f"{given[0]}: is for a {other}, and {path} is read as a {kind}; leave it out")
+    if kind == "folder":
         from raypipe.gridfile import setting_of
         from raypipe.importing import import_conceptx
         from raypipe.progress import Lines
@@ -36,7 +41,7 @@ def import_files(
         lines = Lines(console(stderr=True))
         run = import_conceptx(path, out, [setting_of(flag) for flag in settings or []], lines)
         typer.echo(f"{run.path}: {run.calign().num_rows} rows of CALIGN, {run.colap().num_rows} of COLAP")
-    elif path.suffix == ".json":
+    elif kind == "mapping":
         if source is None or target is None:
             raise GridError(f"{path}: a mapping needs its texts; give --source and --target")
         typer.echo(f"{out}: {_mapping(path, source, target, out)} links")

@@ -331,6 +331,13 @@ def test_mistakes(run: Path, tmp_path: Path, command: Command) -> None:
     assert done.error == f"{where}; name a file in a folder that is there"
     done = command("import", tmp_path / "mapping.json", "--out", tmp_path / "links")
     assert done.error == f"{tmp_path}/mapping.json: a mapping needs its texts; give --source and --target"
+    for path, flag, value, other, kind in (
+        (mapping, "--set", "k=2", "folder", "mapping"),
+        (tmp_path / "words.txt", "--target", "de.txt", "mapping", "dictionary"),
+        (tmp_path, "--max-bad-lines", 1, "dictionary", "folder"),
+    ):
+        done = command("import", path, "--out", tmp_path / "out", flag, value)
+        assert done.error == f"{flag}: is for a {other}, and {path} is read as a {kind}; leave it out"
     done = command("import", tmp_path, "--out", tmp_path / "run")
     assert done.error == (
         f"{tmp_path}: neither clusters.txt nor points.npy below it; expected layer=7/scope=de/k=600/clusters.txt"
