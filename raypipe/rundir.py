@@ -170,11 +170,8 @@ class RunDir:
             RunError: There is none, it is out of reach, or its files are of another format.
         """
         run = cls(path)
-        try:
+        with storage.asking(run.path):
             there = (run.path / "run.json").is_file()
-        except OSError as error:
-            said = " ".join(str(error).split())[:120]
-            raise RunError(f"{run.path}: out of reach ({said}); check its name and your credentials") from None
         held = run._described() if there else {}
         if not {"name", "created"} <= set(held):
             raise RunError(

@@ -91,7 +91,7 @@ class Remote:
         return system, f"{root.rstrip('/')}/{self.inside}".rstrip("/")
 
     def _info(self) -> Any:
-        with _asking(self):
+        with asking(self):
             system, path = self.connected()
             return system.get_file_info(path)
 
@@ -141,14 +141,12 @@ Place = Path | Remote
 
 
 @contextmanager
-def _asking(where: Remote) -> Iterator[None]:
-    """RunError where the store does not say what it holds, or the URI's options are none."""
+def asking(where: Place) -> Iterator[None]:
+    """RunError where a place does not say what it holds, or the options of its URI are none."""
     try:
         yield
     except (OSError, pa.ArrowInvalid) as error:
-        raise RunError(
-            f"{where}: cannot be reached ({_said(error)}); check the URI and your access to the store"
-        ) from None
+        raise RunError(f"{where}: out of reach ({_said(error)}); check its name and your credentials") from None
 
 
 def _said(error: Exception) -> str:
@@ -293,7 +291,7 @@ def below(where: Place, pattern: str, recursive: bool = True) -> list[str]:
     if isinstance(where, Path):
         found = where.rglob(pattern) if recursive else where.glob(pattern)
         return sorted(str(file.relative_to(where)) for file in found if file.is_file())
-    with _asking(where):
+    with asking(where):
         system, path = where.connected()
         infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
     files = (info for info in infos if info.type == fs.FileType.File and fnmatchcase(info.base_name, pattern))

@@ -228,7 +228,9 @@ def test_neither_files_nor_words_of_a_run_that_the_store_refuses_hold_the_creden
 def test_a_run_out_of_reach_is_one_line(store: Store, command: Callable[..., Done]) -> None:
     store.trouble(lambda *_: True, answer=("403 Forbidden", FORBIDDEN))
     done = command("status", store.uri)
-    assert re.fullmatch(r"s3://\w+/runs/one: out of reach \(.*\); check its name and your credentials", done.error)
+    assert re.fullmatch(
+        r"s3://\w+/runs/one/run\.json: out of reach \(.*\); check its name and your credentials", done.error
+    )
     assert "secret-of-the-test" not in done.err
 
 
@@ -365,7 +367,7 @@ def test_a_store_that_cannot_be_asked_is_one_line(
     options: str, store: Store, monkeypatch: pytest.MonkeyPatch, world: tiny_world.World
 ) -> None:
     monkeypatch.setattr(storage, "ATTEMPTS", 1)
-    uri, said = f"s3://b/run?{options}&region=us-east-1", r"^s3://b/run.*: cannot be reached \(.*\); check the URI and"
+    uri, said = f"s3://b/run?{options}&region=us-east-1", r"^s3://b/run.*: out of reach \(.*\); check its name and"
     with pytest.raises(RunError, match=said):
         open_run(uri)
     with pytest.raises(RunError, match=said):
