@@ -29,10 +29,15 @@ def import_files(
     `raypipe import mapping.json --source en.txt --target de.txt --out en-de.align`
     """
     kind = "folder" if path.is_dir() else "mapping" if path.suffix == ".json" else "dictionary"
-    of_kind = {"folder": {"--set": settings}, "mapping": {"--source": source, "--target": target}}
-    for other, flags in (of_kind | {"dictionary": {"--max-bad-lines": max_bad_lines}}).items():
-        if other != kind and (given := [flag for flag, value in flags.items() if value]):
-            raise GridError(f"{given[0]}: is for a {other}, and {path} is read as a {kind}; leave it out")
+    flags: tuple[tuple[str, str, object], ...] = (
+        ("--set", "folder", settings),
+        ("--source", "mapping", source),
+        ("--target", "mapping", target),
+        ("--max-bad-lines", "dictionary", max_bad_lines),
+    )
+    for flag, other, value in flags:
+        if value and other != kind:
+            raise GridError(f"{flag}: is for a {other}, and {path} is read as a {kind}; leave it out")
     if kind == "folder":
         from raypipe.gridfile import setting_of
         from raypipe.importing import import_conceptx

@@ -79,6 +79,13 @@ def test_pairs_and_detection(file):
     assert read_dictionary(file("\ufeffa A\u3000B\r\nc C\r\n")).entries == {"c": (Entry("C"),)}  # a BOM, CR, whitespace
 
 
+def test_a_first_word_that_begins_with_the_character_of_the_mark_comes_back(file, tmp_path):
+    found = read_dictionary(file("\ufeff\ufeffa A\n"))
+    assert list(found.entries) == ["\ufeffa"]
+    write_dictionary(tmp_path / "again.txt", found, "muse")
+    assert read_dictionary(tmp_path / "again.txt").entries == found.entries
+
+
 def test_normalised_entries_are_merged(file):
     path = file(arrow(("Haus", "House", 0.2, 1), ("haus", "house", 0.9, 9), ("haus", "home", 0.5, 5)))
     found = read_dictionary(path, normalise=lambda word: normalise(word, "lower"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -21,7 +22,7 @@ class BadLine(ValueError):
 def read_bytes(path: PathText) -> bytes:
     """A file's bytes, without a UTF-8 byte order mark; InputError where it cannot be read."""
     try:
-        return Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
+        return Path(path).read_bytes().removeprefix(BOM_UTF8)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 
@@ -36,7 +37,7 @@ def numbered_lines(path: PathText) -> Iterator[tuple[int, bytes]]:
     try:
         with open(path, "rb") as file:
             for number, raw in enumerate(file, 1):
-                line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                line = raw.removeprefix(BOM_UTF8) if number == 1 else raw
                 if line:  # else a byte order mark alone
                     yield number, line.removesuffix(b"\n").removesuffix(b"\r")
     except (OSError, ValueError) as error:
@@ -124,6 +125,8 @@ def has_space(word: str) -> bool:
 def write_lines(path: PathText, lines: Iterable[str]) -> None:
     """Write UTF-8 lines, each ended by LF; InputError where the file cannot be written."""
     content = "".join(f"{line}\n" for line in lines).encode()
+    if content.startswith(BOM_UTF8):  # a character of the first word, which a reader takes for the file's mark
+        content = BOM_UTF8 + content
     try:
         Path(path).write_bytes(content)
     except OSError as error:

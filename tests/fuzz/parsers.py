@@ -151,8 +151,8 @@ PARSERS = {
         grid,
         {
             "gridfile": "_read_yaml _plain_yaml _absolute_paths _absolute _if_there",
-            "grid": "_not_yes_no _layer_form Model._not_empty Grid.__init__ Grid._layers Grid._cross_checks Grid._check_parts "
-            "Grid._check_rule Grid.language_pairs Grid.to_dict _bytes_text",
+            "grid": "_not_yes_no _layer_form Model._names_step Grid.__init__ Grid._limits Grid._layers Grid._cross_checks "
+            "Grid._check_parts Grid._check_rule Grid.language_pairs Grid.to_dict _bytes_text",
             "gridcheck": "one_line _fields_at _models_in",
         },
     ),
