@@ -40,7 +40,7 @@ from raypipe.stages.scorerows import (
 )
 from raypipe.storage import Place
 
-NAME, VERSION = "scores", 5
+NAME, VERSION = "scores", 6
 FIELDS = (
     "words.normalise",
     *(f"calign.{name}" for name in ("null_draws", "resamples", "denominator")),

@@ -44,7 +44,7 @@ from raypipe.stages.parts import part
 from raypipe.stages.plan import Plan, clustering_place, joint, scope_name
 from raypipe.statefile import read_layer
 
-NAME, VERSION = "similarity", 3
+NAME, VERSION = "similarity", 4
 CLUSTERINGS = ("concepts.algorithm", "concepts.k", "concepts.seeds")
 FIELDS = ("words.normalise", "similarity.experts", "similarity.permutations", "similarity.resamples")
 KINDS = {"extract": "words", "sentences": "sentences", "neurons": "neurons"}  # of states, in reasons
