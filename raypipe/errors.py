@@ -18,7 +18,13 @@ from __future__ import annotations
 
 
 class RaypipeError(Exception):
-    """The root: everything raypipe raises for a user's mistake or a failed cell."""
+    """The root: everything raypipe raises for a user's mistake or a failed cell.
+
+    What a message quotes of a file may hold characters that end a line or steer a terminal; they are written as escapes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message))
 
 
 class GridError(RaypipeError):
