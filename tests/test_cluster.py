@@ -281,6 +281,30 @@ def test_a_driver_whose_own_raylet_is_gone_ends_with_one_line(call, line, tmp_pa
 
 
 @pytest.mark.ray
+def test_a_machine_on_which_ray_cannot_start_gives_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    code = """
+        import os
+        from raypipe.cluster import connect
+        from raypipe.cluster.protocol import Resources
+        from raypipe.errors import ClusterError
+
+        for folder in ("file", "long" * 25):
+            os.environ["RAY_TMPDIR"] = path = f"{os.path.dirname(__file__)}/{folder}"
+            os.path.exists(path) or os.mkdir(path)
+            try:
+                connect("local", Resources(1, 0, 1, 0))
+            except ClusterError as error:
+                print(error)
+    """
+    done = run_script(code, tmp_path, timeout=120)
+    advice = "set RAY_TMPDIR to a writable folder with a short path, or work without Ray: --address inprocess"
+    not_a_folder, too_long = done.stdout.splitlines()
+    assert re.fullmatch(rf"Ray cannot start on this machine \(.*Not a directory.*\); {advice}", not_a_folder)
+    assert re.fullmatch(rf"Ray cannot start on this machine \(.*path length.*\); {advice}", too_long)
+
+
+@pytest.mark.ray
 def test_a_ray_that_is_started_here_asks_for_a_token_and_shows_itself_on_loopback_alone(tmp_path):
     code = """
         import os

@@ -195,7 +195,7 @@ def _join(address: str) -> None:
     try:
         with _quiet():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError, SystemExit, ray.exceptions.RayError) as error:
+    except (Exception, SystemExit) as error:
         raise ClusterError(f"{refused} ({one_line(error)}); check that this machine is one of its nodes") from error
 
 
@@ -236,15 +236,19 @@ def _start(resources: Resources) -> Resources:
     """Start a small Ray for these workers alone; returns the resources with the workers it has room for."""
     most = max(1, LOCAL_WORKERS_PER_CORE * (os.cpu_count() or 1) // resources.threads)
     resources = replace(resources, workers=min(resources.workers, most))
-    with _quiet():
-        ray.init(
-            address="local",
-            num_cpus=resources.workers * resources.threads,
-            object_store_memory=LOCAL_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    try:
+        with _quiet():
+            ray.init(
+                address="local",
+                num_cpus=resources.workers * resources.threads,
+                object_store_memory=LOCAL_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (Exception, SystemExit) as error:
+        advice = "set RAY_TMPDIR to a writable folder with a short path, or work without Ray: --address inprocess"
+        raise ClusterError(f"Ray cannot start on this machine ({one_line(error)}); {advice}") from error
     return resources
 
 
