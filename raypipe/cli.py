@@ -17,7 +17,7 @@ from raypipe.cli_grid import grid_flags
 from raypipe.cli_metrics import calign, colap
 from raypipe.cli_output import Json, RunPath, console, print_json, print_rows
 from raypipe.cli_tables import compare, correlate
-from raypipe.errors import CellsFailed, GridError, RaypipeError
+from raypipe.errors import CellsFailed, GridError, RaypipeError, RunError
 
 app = typer.Typer(
     name="raypipe",
@@ -265,6 +265,10 @@ def report(run: RunPath) -> None:
     from raypipe.results import open_run
 
     found = open_run(run)
+    if found.imported:
+        raise RunError(
+            f"{run}: holds imported concepts; its report is written by `raypipe import`: give it the same folder again"
+        )
     with closing(watcher(console(stderr=True))) as watching:
         pipeline.run(found.grid, found.path, "inprocess", only="report", watcher=watching)
     typer.echo(f"report: {found.report}")

@@ -44,6 +44,12 @@ class Run:
         return load_grid(self.path / "grid.yaml")
 
     @property
+    def imported(self) -> bool:
+        """Whether `raypipe import` made it: it has concepts, and no text of its own."""
+        cells = self._dir.read_json("run.json")["cells"]
+        return bool(cells["concepts"]) and not cells["corpus"]
+
+    @property
     def report(self) -> Place:
         """The HTML report."""
         return self.path / "report" / "index.html"

@@ -81,6 +81,12 @@ def test_a_second_import_finds_everything_there(exported: Path, imported: Path, 
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
+def test_the_report_of_an_imported_run_is_written_by_importing(imported: Path, command: Command) -> None:
+    refused = "holds imported concepts; its report is written by `raypipe import`: give it the same folder again"
+    done = command("report", imported)
+    assert (done.code, done.out, done.err) == (1, "", f"raypipe: {imported}: {refused}\n")
+
+
 @pytest.mark.parametrize("official", [False, True])
 @pytest.mark.parametrize("theta", ["0.5", "0.8"])
 def test_the_files_score_as_the_run_does(
