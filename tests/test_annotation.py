@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +34,8 @@ def test_a_sheet_tells_neither_model_nor_patch_and_its_key_tells_both(
     assert done.out.endswith("sheet.key.csv\n")
     sheet, key = rows(tmp_path / "sheet.csv"), rows(tmp_path / "sheet.key.csv")
     assert list(sheet[0]) == ["item", "from", "to", "word", "other_word", "accepted", "answer", "label"]
-    assert [row["item"] for row in sheet] == [row["item"] for row in key] == [str(i) for i in range(30)]
+    of_sheet, _ = sheet[0]["item"].split("-")
+    assert [row["item"] for row in sheet] == [row["item"] for row in key] == [f"{of_sheet}-{i}" for i in range(30)]
     assert {row["setting"] for row in key} == {"src_unpatched", "seen"}
     assert all(row["label"] == "" for row in sheet)
     # Each answer is the one of the run that the key names.
@@ -50,6 +52,9 @@ def test_a_sheet_tells_neither_model_nor_patch_and_its_key_tells_both(
     first = (tmp_path / "sheet.csv").read_bytes()
     command("annotate", "export", finished.path, tmp_path / "again.csv", "--items", 30)
     assert (tmp_path / "again.csv").read_bytes() == first
+    command("annotate", "export", finished.path, tmp_path / "other.csv", "--items", 30, "--seed", 1)
+    done = command("annotate", "agreement", tmp_path / "sheet.key.csv", tmp_path / "other.csv")
+    assert re.search(r"other.csv:\d+: item 's[0-9a-f]{6}-0' is not in the key; expected a copy of the key's", done.err)
 
 
 def test_a_setting_without_answers_is_refused(finished: raypipe.Run, tmp_path: Path) -> None:  # noqa: F811
@@ -120,6 +125,8 @@ def test_the_agreement_is_cohen_s_kappa(command: Callable[..., Done], tmp_path: 
     ("text", "message"),
     [
         ("item,label\n0,fine\n", "s.csv:2: label 'fine'; expected one of empty, gold_copy"),
+        ("item,label\n0,other\n0,empty\n", "s.csv:3: item '0' is labelled twice; expected one label for each"),
+        ("item,label\n7,\n", "s.csv:2: item '7' is not in the key; expected a copy of the key's own sheet"),
         ("item,kind\n0,other\n", "s.csv:2: no column label; expected a sheet of `raypipe annotate export`"),
         ("label\nempty\n", "s.csv:2: no column item; expected a sheet of `raypipe annotate export`"),
         (None, r"s.csv: cannot be read \(No such file or directory\); expected a file"),

@@ -15,7 +15,7 @@ from raypipe.errors import GridError, InputError, RunError
 from raypipe.grid import Grid
 from raypipe.gridpatching import MATCHED
 from raypipe.interop.lines import csv_rows
-from raypipe.rundir import RunDir, axes_of
+from raypipe.rundir import RunDir, axes_of, digest
 from raypipe.science.answers import LABELS
 from raypipe.stages.patching_summary import SOURCE, THIRD, runs_of, split_layers
 from raypipe.stages.prompts import read_table
@@ -57,7 +57,8 @@ def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting:
     shuffled = [[rows[i] for i in draw.permutation(len(rows))] for _, rows in sorted(by_label.items())]
     # One of each label after the other, until there are enough.
     chosen = [row for row in chain.from_iterable(zip_longest(*shuffled)) if row][:items]
-    chosen = [chosen[i] | {"item": n} for n, i in enumerate(draw.permutation(len(chosen)))]
+    of_sheet = f"s{digest(chosen)[:6]}"  # so that no key fits the sheet of another draw
+    chosen = [chosen[i] | {"item": f"{of_sheet}-{n}"} for n, i in enumerate(draw.permutation(len(chosen)))]
     for file, columns in ((sheet, SHEET), (key, KEY)):
         try:
             with file.open("x", encoding="utf-8", newline="") as out:
@@ -112,14 +113,16 @@ def agreement(key: Path, sheets: Sequence[Path]) -> list[Row]:
         give a single label), agreed (share), and confused, the pairs of labels that differ, most frequent first.
 
     Raises:
-        InputError: FILE:LINE of a label that is none, a file lacks a column, or a sheet is given twice.
+        InputError: FILE:LINE of a label that is none, or of an item that stands there twice or not in the key; a file lacks a column, or a
+            sheet is given twice.
     """
     from sklearn.metrics import cohen_kappa_score
 
     twice = [sheet for i, sheet in enumerate(sheets) if sheet.resolve() in [other.resolve() for other in sheets[:i]]]
     if twice:
         raise InputError(f"{twice[0]}: is given twice; give one sheet per annotator")
-    readers = {"automatic": _labels(key, "automatic")} | {str(sheet): _labels(sheet, "label") for sheet in sheets}
+    automatic = _labels(key, "automatic")
+    readers = {"automatic": automatic} | {str(sheet): _labels(sheet, "label", automatic) for sheet in sheets}
     names, rows = list(readers), list[Row]()
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
@@ -140,8 +143,8 @@ def agreement(key: Path, sheets: Sequence[Path]) -> list[Row]:
     return rows
 
 
-def _labels(file: Path, column: str) -> Mapping[str, str]:
-    """Item -> label; items without one are left out."""
+def _labels(file: Path, column: str, of_key: Mapping[str, str] | None = None) -> Mapping[str, str]:
+    """Item -> label; items without one are left out, those of a sheet must stand in its key."""
     rows = csv_rows(file)
     _, header = next(rows, (0, []))
     found = {}
@@ -151,9 +154,15 @@ def _labels(file: Path, column: str) -> Mapping[str, str]:
             continue
         if missing := [name for name in ("item", column) if name not in cells]:
             raise InputError(f"{file}:{number}: no column {missing[0]}; expected a sheet of `raypipe annotate export`")
-        label = cells[column]
+        item, label = cells["item"], cells[column]
+        if of_key is not None and item not in of_key:
+            raise InputError(
+                f"{file}:{number}: item {item!r} is not in the key; expected a copy of the key's own sheet"
+            )
+        if item in found:
+            raise InputError(f"{file}:{number}: item {item!r} is labelled twice; expected one label for each")
         if label and label not in LABELS:
             raise InputError(f"{file}:{number}: label {label!r}; expected one of {', '.join(LABELS)}")
         if label:
-            found[cells["item"]] = label
+            found[item] = label
     return found

@@ -132,7 +132,7 @@ def scores(path: Path) -> None:
 
 
 def sheet(path: Path) -> None:
-    _of("stages.annotation")._labels(path, "label")
+    _of("stages.annotation")._labels(path, "label", {"0": "empty", "1": "target"})
 
 
 def vocab(path: Path) -> None:
