@@ -48,6 +48,9 @@ EXAMPLES = [
     ("format", "silla", False, False),
     ("format", "silla roja", True, False),
     ("format", "«silla", True, False),
+    ("format", "'silla'", True, False),
+    ("other", "l'eau", True, False),
+    ("other", "м’ята", True, False),
     ("other", "silla", True, False),
 ]
 

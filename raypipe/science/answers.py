@@ -30,7 +30,7 @@ LABELS = (
 GAINS = {"ability": "wrong", "behaviour": "copying", "sense": "sense", "output_language": "language"}
 """Kind of gain -> the group from which an answer comes to gold."""
 _CLOSE = re.compile('["\n]')
-_WRONG_QUOTES = re.compile("[«»„“”‘’‹›「」']")
+_WRONG_QUOTES = re.compile(r"[«»„“”‘‹›「」]|(?<!\w)['’]|['’](?!\w)")  # within a word it is an apostrophe
 
 
 def cut_answer(raw: str) -> tuple[str, bool]:

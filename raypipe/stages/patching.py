@@ -26,7 +26,7 @@ from raypipe.stages.plan import Plan
 from raypipe.stages.prompts import Direction, decoders, trained_on
 from raypipe.stages.sources import Decoder, States
 
-NAME, VERSION = "patching", 5
+NAME, VERSION = "patching", 6
 FIELDS = (
     "languages",
     "patching.settings",
