@@ -132,7 +132,7 @@ def sampled(names: Sequence[str], policy: str, naming: Naming = BY_DIRECTORY) ->
     """The sampled names in the order of stage and step, and the names that say no step.
 
     Of names without a phase only the ones of the first stage are sampled. The policy is one of `POLICIES`, or log_tokens:K for K names
-    spaced evenly in the logarithm of tokens (of steps without them).
+    spaced evenly in the logarithm of tokens (of steps, where a name says none).
 
     Raises:
         ModelError: The policy is unknown, no name says a step, or two names say the same one; or as `Naming.read`.
@@ -147,7 +147,9 @@ def sampled(names: Sequence[str], policy: str, naming: Naming = BY_DIRECTORY) ->
         if at[a][:2] == at[b][:2]:
             raise ModelError(f"checkpoints {a} and {b} say the same step; name each revision")
     if policy.startswith(LOG_TOKENS) and policy.removeprefix(LOG_TOKENS).isdecimal():
-        amounts = np.log([max(1.0, at[name].tokens or at[name].step) for name in order])
+        tokens = [found for name in order if (found := at[name].tokens) is not None]
+        by_tokens = len(tokens) == len(order)  # else the two would mix
+        amounts = np.log(np.maximum(1.0, tokens if by_tokens else [at[name].step for name in order]))
         wanted = np.linspace(amounts[0], amounts[-1], max(2, int(policy.removeprefix(LOG_TOKENS))))
         kept = {int(np.abs(amounts - amount).argmin()) for amount in wanted} | {len(order) - 1}
         return [order[i] for i in sorted(kept)], unread
