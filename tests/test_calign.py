@@ -182,6 +182,7 @@ def test_empty_sides():
         ({"theta": 0}, "theta 0: expected a fraction above 0 and at most 1"),
         ({"theta": 80}, "theta 80: expected a fraction above 0 and at most 1"),
         ({"theta": "much"}, "theta 'much': not a number; expected a decimal such as 0.8"),
+        ({"theta": "1e-999999999"}, "theta '1e-999999999': not a number; expected a decimal such as 0.8"),
         ({"theta": float("nan")}, "theta nan: not a number"),
         ({"theta": "1/0"}, "theta '1/0': not a number"),
         ({"translations": -1, "official": True}, "translations -1: must be at least 0"),

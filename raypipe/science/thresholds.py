@@ -35,6 +35,9 @@ def exact(name: str, value: Decimal) -> Fraction:
 
 @lru_cache(1024)
 def _fraction(text: str) -> Fraction:
+    _, _, exponent = text.lower().partition("e")
+    if exponent and abs(int(exponent)) > 999:
+        raise ValueError(text)  # exact, it would be a number of that many digits
     return Fraction(text)
 
 
