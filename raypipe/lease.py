@@ -102,7 +102,7 @@ class Lease:
             return True
         try:
             os.kill(found["process"], 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return True
         except PermissionError:
             pass  # it lives, and is another user's
@@ -110,9 +110,12 @@ class Lease:
 
     def _held(self, found: dict[str, Any]) -> RunError:
         left = max(0.0, found.get("until", 0.0) - time.time())
+        ends = (
+            f"its lease ends in {left:.0f} s" if left <= 2 * SECONDS else f"with its clock ahead, remove {self._place}"
+        )
         return RunError(
             f"{self._where}: process {found.get('process', '?')} on {found.get('machine', 'this machine')} is writing there; "
-            f"wait until it ends, or choose another --run (if it was killed, its lease ends in {left:.0f} s)"
+            f"wait until it ends, or choose another --run (if it was killed, {ends})"
         )
 
     def _renew(self) -> None:
@@ -130,9 +133,11 @@ class Lease:
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads(self._place.read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
-        return found if isinstance(found, dict) else {}
+        kinds = {"process": int, "machine": str, "token": str, "until": float}
+        whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+        return found if whole else {}
 
     def _write(self, until: float) -> None:
         content = {"process": os.getpid(), "machine": socket.gethostname(), "token": self._token, "until": until}

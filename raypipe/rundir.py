@@ -28,6 +28,7 @@ from raypipe.storage import Place, below, parquet, published
 
 _MARKS, _FAILURES, LOGS = "_done", "_failed", "logs"
 FORMAT = 2  # of a run's files; 1 had no checksums of its own
+CHECKSUM = "checksum"  # the key of an object's own; files of before have none
 UNSET = "unset"  # how a field that a cell does not have is named
 LOG_SECONDS = 10.0  # between two writings of the logs to an object store
 
@@ -132,8 +133,10 @@ class RunDir:
             if isinstance(run.path, Path):
                 run.path.mkdir(parents=True, exist_ok=True)
             described = (run.path / "run.json").exists()
-            foreign = not described and any(
-                name not in (LEASE, LOCK) and not name.endswith(".tmp") for name in below(run.path, "*")
+            foreign = (
+                not described
+                and any(name not in (LEASE, LOCK) and not name.endswith(".tmp") for name in below(run.path, "*"))
+                and not below(run.path / _MARKS, "*.json")  # a run that lost its run.json
             )
         if described:
             held = run._described().get("name")
@@ -207,7 +210,9 @@ class RunDir:
         return self.path / name
 
     def write_json(self, name: str, value: Any) -> dict[str, Any]:
-        """Writes a JSON file atomically, keys sorted."""
+        """Writes a JSON file atomically, keys sorted; an object with a checksum of its own, which `read_json` compares."""
+        if isinstance(value, dict):
+            value = value | {CHECKSUM: digest(json.loads(json.dumps(value)))}  # of what will be read
         return self.write_bytes(name, json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n")
 
     def log(self, stage: str, text: str) -> None:
@@ -231,23 +236,29 @@ class RunDir:
             self.write_bytes(*self._unsaved.popitem())
         self._saved = time.monotonic()
 
-    def read_json(self, name: str) -> Any:
-        """Reads a JSON file of the run.
+    def read_json(self, name: str, *keys: str) -> Any:
+        """Reads a JSON file of the run; one that `keys` are given of is an object that holds them.
 
         Raises:
             RunError: The file is missing or damaged.
         """
         try:
-            return self._json(name)
+            return self._json(name, *keys)
         except FileNotFoundError as error:
             raise self._damaged(name, error) from None
 
-    def _json(self, name: str) -> Any:
+    def _json(self, name: str, *keys: str) -> Any:
         try:
-            return json.loads((self.path / name).read_bytes())
+            held = json.loads((self.path / name).read_bytes())
+            stated = held.pop(CHECKSUM, None) if isinstance(held, dict) else None
+            if stated not in (None, digest(held)):
+                raise ValueError("its checksum is another one")
+            if keys and not (isinstance(held, dict) and held.keys() >= {*keys}):
+                raise ValueError(f"expected {', '.join(keys)}")
+            return held
         except FileNotFoundError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise self._damaged(name, error) from None
 
     def _damaged(self, name: str, error: Exception) -> RunError:
@@ -380,7 +391,7 @@ class RunDir:
     def failures(self) -> list[dict[str, Any]]:
         """Failed cells: {"cell", "message", "trace", "file"}, by file name."""
         found = (f"{_FAILURES}/{name}" for name in below(self.path / _FAILURES, "*.json"))
-        return [self.read_json(name) | {"file": name} for name in found]
+        return [self.read_json(name, "cell", "message") | {"file": name} for name in found]
 
 
 @contextmanager

@@ -96,7 +96,8 @@ def test_another_field_or_input_is_a_mismatch_that_names_it(tmp_path: Path) -> N
     with pytest.raises(FingerprintMismatch, match="was made from another corpus of de; use --rerun extract"):
         run.is_done(cell(inputs={"corpus of de": "bb"}))
     mark = next((run.path / "_done").rglob("*.json"))
-    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"fingerprint": "as another version made it"}))
+    name = str(mark.relative_to(run.path))
+    run.write_json(name, run.read_json(name) | {"fingerprint": "as another version made it"})
     with pytest.raises(FingerprintMismatch, match="was made from another version of raypipe; use --rerun extract"):
         run.is_done(cell())
 
@@ -164,6 +165,13 @@ def test_a_folder_that_only_a_killed_driver_began_is_taken(tmp_path: Path) -> No
         (folder / ".run.json.abc.tmp").write_bytes(b"half")
     with RunDir.create(folder, "g").only_writer():
         assert sorted(p.name for p in folder.iterdir()) == [".lease", ".lock"]
+
+
+def test_a_run_that_lost_its_run_json_goes_on(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    finish(run, cell())
+    (run.path / "run.json").unlink()
+    assert RunDir.create(run.path, "g").is_done(cell())
 
 
 def test_a_second_writer_is_refused_and_told_who_writes(tmp_path: Path) -> None:
@@ -246,10 +254,21 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
             run.read_table("t.parquet")
     finish(run, cell())
     mark = next((run.path / "_done").rglob("*.json"))
-    for content in (mark.read_text().replace('"axes"', '"exes"'), "[]"):
+    whole = json.loads(mark.read_text())
+    for content in (json.dumps({**whole, "receipt": {"points": 3}}), "{}", "[]", "null", "1" * 5000, "[" * 10**5):
         mark.write_text(content)
         with pytest.raises(RunError, match=r"random%3A0\.json: missing or damaged \(.*\); delete it and run again"):
             run.is_done(cell())
+    old = {name: value for name, value in whole.items() if name != "checksum"}
+    mark.write_text(json.dumps(old))  # of before there were any
+    assert run.is_done(cell())
+    failure = run.path / run.fail(cell(), "m", "t")
+    for content in ("{}", "[]"):
+        failure.write_text(content)
+        with pytest.raises(
+            RunError, match=r"json: missing or damaged \(expected cell, message\); delete it and run again"
+        ):
+            run.failures()
     (run.path / "run.json").write_text("{")
     for name in ("run.json", "none.json"):
         with pytest.raises(RunError, match=rf"{name}: missing or damaged"):
@@ -258,11 +277,11 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
 
 def test_json_is_sorted_and_plain(tmp_path: Path) -> None:
     run = begun(tmp_path / "r")
-    run.write_json("a.json", {"b": "é", "a": 1})
+    run.write_json("a.json", {"b": "é", "a": 1, "c": {10: 0, 9: 0}})
     text = (run.path / "a.json").read_text(encoding="utf-8")
     assert text.index('"a"') < text.index('"b"')
     assert "é" in text
-    assert json.loads(text) == {"a": 1, "b": "é"}
+    assert run.read_json("a.json") == {"a": 1, "b": "é", "c": {"9": 0, "10": 0}}
     assert os.access(run.path / "a.json", os.R_OK)
 
 

@@ -449,6 +449,26 @@ def test_a_dead_drivers_lease_is_taken_over(
     _content(where, until=time.time() - 1)
     with Lease(where):  # its time is over
         pass
+    with published(where / LEASE) as temporary:
+        temporary.write_text("{}")
+    _content(where, process=1, machine="elsewhere", until=time.time() + 6e5, token="t")
+    with pytest.raises(RunError, match=r"\(if it was killed, with its clock ahead, remove .*/\.lease\)"):
+        Lease(where).__enter__()
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 10**5, '{"until": 9e12}', '{"process": 1, "machine": 3, "token": "t", "until": "x"}', "MINE"]
+)
+def test_a_lease_that_none_wrote_holds_nothing(
+    content: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SETTLED", 0.05)
+    mine = {"process": 10**30, "machine": socket.gethostname(), "token": "t", "until": 9e12}
+    for where in (place(store.uri), tmp_path):
+        with published(where / LEASE) as temporary:
+            temporary.write_text(json.dumps(mine) if content == "MINE" else content)
+        with Lease(where):
+            pass
 
 
 def test_a_driver_that_lost_its_lease_writes_no_more(

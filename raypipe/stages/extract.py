@@ -279,7 +279,7 @@ def budget(context: Context, item: Item) -> int:
             if not isinstance(answer, dict):
                 raise ModelError(answer.message)
             context.run.write_json(name, answer)
-    pieces: int = context.run.read_json(name)["pieces"]
+    pieces: int = context.run.read_json(name, "pieces")["pieces"]
     return pieces
 
 
