@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from contextlib import closing
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -300,10 +301,15 @@ def main() -> NoReturn:
     """Entry point of the command `raypipe`."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Words are of any script whatever the locale says; a path that is no text is shown as escapes.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         app(prog_name="raypipe")
     except RaypipeError as error:
         _end(str(error), 1)
+    except OSError as error:
+        _end(f"{error}; check the place, its permissions and the space left", 1)
     except (Stopped, KeyboardInterrupt):
         _end("stopped", 130)
     sys.exit(0)

@@ -20,11 +20,13 @@ from __future__ import annotations
 class RaypipeError(Exception):
     """The root: everything raypipe raises for a user's mistake or a failed cell.
 
-    What a message quotes of a file may hold characters that end a line or steer a terminal; they are written as escapes.
+    What a message quotes of a file or a flag may hold characters that end a line or steer a terminal; they are written as escapes.
     """
 
+    _kept = ""
+
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message))
+        super().__init__("".join(c if c.isprintable() or c in self._kept else ascii(c)[1:-1] for c in message))
 
 
 class GridError(RaypipeError):
@@ -57,3 +59,5 @@ class ClusterError(RaypipeError):
 
 class CellsFailed(RaypipeError):
     """Some cells failed; the others are finished and kept."""
+
+    _kept = "\n"  # a line for each

@@ -42,7 +42,7 @@ def _not_yes_no(value: Any) -> Any:
 
 def _layer_form(value: Any) -> Any:
     every = value["every"] if isinstance(value, dict) and set(value) == {"every"} else 0
-    whole = value == "all" or isinstance(value, Every) or (type(every) is int and every > 0)
+    whole = value == "all" or isinstance(value, Every) or (type(every) is int and 0 < every < 2**31)
     ids = isinstance(value, list | tuple) and all(type(i) is int and i >= 0 for i in value)
     if not whole and not ids:
         raise ValueError(f"expected all, a list of layer ids such as [0, 6, 12], or {{every: 3}}; found {value!r}")
@@ -175,8 +175,10 @@ class Resources(Part):
 
     workers: Positive = Field(1, description="Workers side by side.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs (or a fraction) each worker is pinned to.")
-    threads: Positive = Field(1, description="CPU threads per worker.")
-    memory: ByteSize = Field(ByteSize(4 * 2**30), description="Memory per worker, such as 4GiB.", validate_default=True)
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="CPU threads per worker.")
+    memory: ByteSize = Field(
+        ByteSize(4 * 2**30), gt=0, description="Memory per worker, such as 4GiB.", validate_default=True
+    )
 
 
 class Grid(Part):
@@ -229,6 +231,11 @@ class Grid(Part):
             super().__init__(**data)
         except ValidationError as error:
             raise GridError(one_line(error, type(self))) from None
+
+    @field_validator("pairs")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return value if value == "all" else unique(value)
 
     @field_validator("layers", mode="after")
     @classmethod

@@ -57,7 +57,8 @@ def plain_value(text: str) -> Any:
         value = _plain_yaml(text)
     except (yaml.YAMLError, RecursionError, ValueError):
         return text
-    return text if isinstance(value, bool) or (value is None and text not in ("null", "~")) else value
+    octal = type(value) is int and str(value) != text.strip()  # or base 60: YAML takes 010 for 8 and 1:30 for 90
+    return text if octal or isinstance(value, bool) or (value is None and text not in ("null", "~")) else value
 
 
 def setting_of(flag: str) -> tuple[str, Any]:

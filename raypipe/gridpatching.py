@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from raypipe.gridscores import Axis, Natural, Part, Positive
+from raypipe.gridscores import Axis, Drawn, Natural, Part, Positive
 
 Setting = Literal["seen", "seen_fixed_k", "seen_disjoint", "tgt", "tgt_tgt", "en_en", "self", "src_matched"]
 ENGLISH = "en"
@@ -46,7 +46,7 @@ class PatchingSettings(Part):
     shots: Positive = Field(5, description="Translations shown before the queried word.")
     seed: Natural = Field(42, description="Seed of pairs, shots, third concepts and bootstrap.")
     generate: Positive = Field(10, description="Most new tokens of an answer.")
-    resamples: Positive = Field(2000, description="Bootstrap samples of concept pairs.")
+    resamples: Drawn = Field(2000, description="Bootstrap samples of concept pairs.")
     path: Literal["auto", "fast", "hook"] = Field(
         "auto",
         description="How patched runs are made: the exchanged cache where it is proven equal to hooks, or one of the two.",

@@ -44,6 +44,8 @@ LIMITS = {  # of the warnings that have one, concept_metrics.md section 7; UNKNO
 Fraction01 = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**63 - 2)]
+Draws = Annotated[int, Field(ge=0, le=1_000_000)]
+Drawn = Annotated[Draws, Field(ge=1)]
 T = TypeVar("T")
 
 
@@ -103,10 +105,10 @@ class CalignSettings(Part):
         "all",
         description="Types that theta is a share of: all of a source concept, or those covered by the dictionary.",
     )
-    null_draws: Natural = Field(
+    null_draws: Draws = Field(
         20, description="Draws of each null: shuffled dictionaries, permuted labels, random clusterings; 0 = no null."
     )
-    resamples: Natural = Field(
+    resamples: Draws = Field(
         50,
         description="Bootstrap samples of the sentences whose spread gives the interval, two or more; 0 = no interval.",
     )
@@ -125,7 +127,9 @@ class ColapSettings(Part):
     theta: Axis[float] = Field((0.3,), description="theta_overlap, fraction of what is counted.")
     min_types: Axis[Positive] = Field((1,), description="Least types of a concept.")
     rule: str = Field(
-        "all", pattern=r"^(all|at_least:\d+)$", description="Languages that must reach theta: all, or at_least:m."
+        "all",
+        pattern=r"^(all|at_least:[0-9]{1,9})$",
+        description="Languages that must reach theta: all, or at_least:m.",
     )
     count: Literal["tokens", "types"] = Field(
         "tokens",
@@ -135,8 +139,8 @@ class ColapSettings(Part):
         "none", description="Shares as counted, or (reweight) of the count over the language's count in the scope."
     )
     scopes: Literal["pairs", "all"] = Field("pairs", description="A joint scope per pair, or one of all languages.")
-    null_draws: Natural = Field(20, description="Permutations of the languages drawn for the ceiling.")
-    resamples: Natural = Field(
+    null_draws: Draws = Field(20, description="Permutations of the languages drawn for the ceiling.")
+    resamples: Draws = Field(
         200, description="Bootstrap samples of the sentences drawn for the interval; 0 = no interval."
     )
 
@@ -173,8 +177,8 @@ class SimilaritySettings(Part):
         "words marked as <word>Apollo</word>), context2 (of the target) and label (T or F); that of the other order serves too.",
     )
     experts: Positive = Field(50, description="Neurons taken as experts of a label (expert_overlap).")
-    permutations: Positive = Field(200, description="Permutations drawn for the null of each.")
-    resamples: Positive = Field(1000, description="Bootstrap samples drawn for the interval of each.")
+    permutations: Drawn = Field(200, description="Permutations drawn for the null of each.")
+    resamples: Drawn = Field(1000, description="Bootstrap samples drawn for the interval of each.")
 
     _distinct = field_validator("measures")(distinct)
 

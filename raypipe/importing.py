@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe import pipeline
-from raypipe.errors import InputError
+from raypipe.errors import FingerprintMismatch, GridError, InputError
 from raypipe.exporting import LEXICON
 from raypipe.grid import Grid
 from raypipe.gridfile import load_grid
@@ -59,6 +59,8 @@ def import_conceptx(
     found = list((clusters or of_points).values())
     if not found:
         raise InputError(f"{source}: neither {FILE} nor {POINTS} below it; expected layer=7/scope=de/k=600/{FILE}")
+    if clusters and (made_already := [field for field, _ in overrides if field.startswith("concepts.")]):
+        raise GridError(f"--set {made_already[0]}: {source} holds clusterings, made already; leave it out")
     states = imported_states(of_points)
     grid = _grid(source, found, overrides)
     plan = _plan(grid, found, states)
@@ -69,10 +71,14 @@ def import_conceptx(
     cells["scores"] = scores.cells(plan, cells["concepts"], cells["lexicon"])
     context = pipeline.open_context(plan, place(where), watcher)
     with context.run.only_writer():
+        try:
+            left = {name: context.left(of_stage) for name, of_stage in cells.items()}
+        except FingerprintMismatch as error:  # before anything of that run is changed
+            raise FingerprintMismatch(f"{str(error).partition('; use --rerun')[0]}; choose another --out") from None
         pipeline.freeze(context.run, grid, cells)
-        for cell in context.left(cells["extract"]):
+        for cell in left["extract"]:
             write_states(context.run, cell, states[cell])
-        for cell in context.left(list(made)):
+        for cell in left["concepts"] if made else ():
             _read(context.run, made[cell], cell)
     return pipeline.run_cells(context, cells, "inprocess")
 

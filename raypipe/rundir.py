@@ -174,11 +174,15 @@ class RunDir:
         """
         run = cls(path)
         with storage.asking(run.path):
-            there = (run.path / "run.json").is_file()
+            there, is_file = (run.path / "run.json").is_file(), run.path.is_file()
         held = run._described() if there else {}
         if not {"name", "created"} <= set(held):
+            if is_file:
+                raise RunError(
+                    f"{run.path}: is a file; expected a run directory, which `raypipe run GRID --run DIR` makes"
+                )
             raise RunError(
-                f"{run.path}: not a run directory (no run.json); make one with `raypipe run --run {run.path}`"
+                f"{run.path}: not a run directory (no run.json); make one with `raypipe run GRID --run {run.path}`"
             )
         return run
 

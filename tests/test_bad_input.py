@@ -19,7 +19,7 @@ import yaml
 from conftest import Done
 from safetensors.numpy import load_file, save_file
 
-from raypipe.errors import RunError
+from raypipe.errors import CellsFailed, RunError
 from raypipe.results import open_run
 from raypipe.rundir import RunDir
 
@@ -521,4 +521,7 @@ def test_a_local_data_set_is_read_to_the_same_tables(desk: Desk, expected: dict[
 
 def test_what_a_message_quotes_neither_ends_its_line_nor_steers_the_terminal() -> None:
     quoted = "word \x1b[31m\x0b\u2028\udc80 of é, 中; 1 more:\n  line"
-    assert str(RunError(quoted)) == "word \\x1b[31m\\x0b\\u2028\\udc80 of é, 中; 1 more:\n  line"
+    assert str(RunError(quoted)) == "word \\x1b[31m\\x0b\\u2028\\udc80 of é, 中; 1 more:\\n  line"
+    assert (
+        str(CellsFailed(quoted)) == "word \\x1b[31m\\x0b\\u2028\\udc80 of é, 中; 1 more:\n  line"
+    )  # one for each cell

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from statistics import fmean
@@ -127,6 +130,7 @@ SETTINGS: list[tuple[str, str, str, Any]] = [  # flag, its text, the dotted fiel
     ("corpus", "{lang}.parquet", "corpus.format", "parquet"),
     ("lexicon", "{source}-{target}.txt", "lexicon.format", "muse"),
     ("k", "100,300", "concepts.k", [100, 300]),
+    ("k", "0100", "concepts.k", [100]),  # 64 to YAML
     ("seeds", "0", "concepts.seeds", [0]),
     ("theta-align", "0.5,0.8", "calign.theta", [0.5, 0.8]),
     ("theta-overlap", "0.3", "colap.theta", [0.3]),
@@ -241,6 +245,14 @@ def test_another_dictionary_is_read_as_the_grid_and_its_flags_say(
         (["--theta-overlap", "30"], "colap.theta: 30: fraction expected, did you mean 0.3?"),
         (["--pairs", "en-it"], "pairs: en-it is not made of two of the languages en, de, fr"),
         (["--workers", "0"], "resources.workers: Input should be greater than or equal to 1 (found 0)"),
+        (["--set", "resources.memory=0"], "resources.memory: Input should be greater than 0 (found 0)"),
+        (["--set", f"resources.threads={2**30}"], "resources.threads: Input should be less than or equal to 1024"),
+        (["--set", "calign.null_draws=1000001"], "calign.null_draws: Input should be less than or equal to 1000000"),
+        (["--set", f"colap.rule=at_least:{'9' * 5000}"], "colap.rule: String should match pattern"),
+        (["--pairs", "en-de,en-de"], "pairs: en-de is listed twice"),
+        (["--set", "pairs=[]"], "pairs: is empty; give at least one value"),
+        (["--k", "12:30"], "concepts.k.0: Input should be a valid integer"),  # 750 in base 60
+        (["--layers", f"every:{2**31}"], "layers: expected all, a list of layer ids"),
     ],
 )
 def test_a_wrong_flag_is_one_line(flags: list[str], message: str, grid_file: Path, command: Command) -> None:
@@ -431,7 +443,13 @@ def test_status_names_failures(partial: Path, command: Command) -> None:
 def test_status_of_no_run(tmp_path: Path, command: Command) -> None:
     done = command("status", tmp_path)
     assert done.code == 1
-    assert done.error == f"{tmp_path}: not a run directory (no run.json); make one with `raypipe run --run {tmp_path}`"
+    assert (
+        done.error
+        == f"{tmp_path}: not a run directory (no run.json); make one with `raypipe run GRID --run {tmp_path}`"
+    )
+    (tmp_path / "grid.yaml").touch()
+    done = command("status", tmp_path / "grid.yaml")
+    assert done.error.startswith(f"{tmp_path}/grid.yaml: is a file; expected a run directory, which")
 
 
 # --- raypipe show
@@ -619,3 +637,23 @@ def test_a_terminal_gets_its_cursor_back_and_paths_as_they_are(
 def test_a_number_beyond_its_column_fits_no_row(finished: Path, command: Command) -> None:
     for flags in (["calign", "--layer", "99999999999"], ["concepts", "--concept", "99999999999"]):
         assert "no row fits" in command("show", finished, *flags).error
+
+
+def test_words_of_any_script_are_printed_whatever_the_locale(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    assert command("show", finished, "calign").code == 0
+    assert "no_lexicon" in written.getvalue().decode()
+    assert "–" in written.getvalue().decode()
+
+
+def test_output_that_cannot_be_written_is_one_line(
+    grid_file: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    with suppress(OSError), open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        done = command("grid", grid_file)
+    assert done.code == 1
+    assert done.error == "[Errno 28] No space left on device; check the place, its permissions and the space left"

@@ -255,7 +255,16 @@ def test_a_changed_cluster_file_is_refused(tmp_path: Path, command: Command) -> 
     command("import", folder, "--out", tmp_path / "run")
     file = folder / "layer=7/scope=e/k=1/clusters.txt"
     file.write_text(file.read_text().replace("a|||", "z|||"))
-    assert "was made from another clusters.txt" in command("import", folder, "--out", tmp_path / "run").error
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    done = command("import", folder, "--out", tmp_path / "run")
+    assert done.error.endswith("was made from another clusters.txt; choose another --out")
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept  # also the tables
+
+
+def test_clusterings_that_are_there_have_their_own_settings(tmp_path: Path, command: Command) -> None:
+    folder = foreign(tmp_path / "in")
+    done = command("import", folder, "--out", tmp_path / "run", "--set", "concepts.k=7")
+    assert done.error == f"--set concepts.k: {folder} holds clusterings, made already; leave it out"
 
 
 def test_clusters_have_any_numbers_and_at_least_one_point(tmp_path: Path, command: Command) -> None:

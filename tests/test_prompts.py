@@ -293,6 +293,7 @@ def test_log_tokens_spreads_names_evenly_in_the_logarithm() -> None:
         (["main", "x"], "all", "none of 2 checkpoints says its step, as step1000 does; name each revision"),
         (["step1", "step01"], "all", "checkpoints step1 and step01 say the same step; name each revision"),
         (["step1"], "some", "sampling policy 'some': expected one of all, apertus, eurollm, olmo or log_tokens:K"),
+        (["step1"], f"log_tokens:{10**12}", "sampling policy 'log_tokens:1000000000000': expected one of"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(names: list[str], policy: str, message: str) -> None:

@@ -52,6 +52,8 @@ def test_the_ones_that_are_left_over_are_spread() -> None:
     assert places([HOUR] * 8, FOUR)[0].count("time") == 0  # two rounds of four
     assert places([HOUR] * 9, FOUR)[0] == ["time", *["whole"] * 8]
     assert places([HOUR] * 2, FOUR)[0] == ["time"] * 2
+    # More workers than any memory could list; nearly all would be idle.
+    assert places([HOUR] * 9, FOUR._replace(workers=10**15))[0] == ["time"] * 9
 
 
 def test_the_longest_start_first() -> None:

@@ -146,11 +146,11 @@ def sampled(names: Sequence[str], policy: str, naming: Naming = BY_DIRECTORY) ->
     for a, b in pairwise(order):
         if at[a][:2] == at[b][:2]:
             raise ModelError(f"checkpoints {a} and {b} say the same step; name each revision")
-    if policy.startswith(LOG_TOKENS) and policy.removeprefix(LOG_TOKENS).isdecimal():
+    if spaced := re.fullmatch(rf"{LOG_TOKENS}([1-9]\d{{,5}})", policy):
         tokens = [found for name in order if (found := at[name].tokens) is not None]
         by_tokens = len(tokens) == len(order)  # else the two would mix
         amounts = np.log(np.maximum(1.0, tokens if by_tokens else [at[name].step for name in order]))
-        wanted = np.linspace(amounts[0], amounts[-1], max(2, int(policy.removeprefix(LOG_TOKENS))))
+        wanted = np.linspace(amounts[0], amounts[-1], max(2, int(spaced[1])))
         kept = {int(np.abs(amounts - amount).argmin()) for amount in wanted} | {len(order) - 1}
         return [order[i] for i in sorted(kept)], unread
     if policy not in POLICIES:

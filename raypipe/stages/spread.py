@@ -98,7 +98,7 @@ def places(clusterings: Sequence[Clustering], costs: Costs) -> tuple[list[Place]
 
 def _side_by_side(times: list[float], workers: int) -> float:
     """The time of pieces of work that start in this order, each on the worker that is free first."""
-    ends = [0.0] * workers
+    ends = [0.0] * max(min(workers, len(times)), 1)
     heapify(ends)
     for time in times:
         heapreplace(ends, ends[0] + time)
