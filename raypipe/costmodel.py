@@ -11,9 +11,11 @@ import platform
 import re
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from raypipe.errors import GridError, RunError
@@ -23,6 +25,8 @@ from raypipe.planning import estimate
 from raypipe.rundir import Mark, RunDir
 from raypipe.stages.plan import make_plan
 from raypipe.toy import cache_folder
+
+Size = tuple[int, int, int, int | None]
 
 
 class Rates(NamedTuple):
@@ -40,12 +44,14 @@ class Rates(NamedTuple):
     """Seconds of a clustering beside its passes."""
     scored: float
     """Seconds of the scores of one pair of languages in one layer, with one k and seed,"""
+    scored_point: float
+    """for each point in each draw of CALIGN's nulls and interval,"""
     scored_k: float
-    """and for each concept."""
+    """and for each of these and each concept."""
     compared: float
     """Seconds of the agreement of two clusterings,"""
     compared_k: float
-    """and for each concept."""
+    """and for each point and concept."""
     driver: float
     """Seconds of the driver for a cell."""
     start: float
@@ -65,18 +71,19 @@ DEFAULT = Rates(
     shard=1.2e9,
     kmeans=1.1e10,
     clustering=0.0073,
-    scored=0.21,
-    scored_k=2.3e-4,
-    compared=0.0057,
-    compared_k=6.6e-5,
+    scored=0.17,
+    scored_point=7.6e-8,
+    scored_k=3.4e-10,
+    compared=0.0088,
+    compared_k=2.1e-8,
     driver=0.0016,
     start=11.3,
     label=4.6,
     table=1.25e5,
     mark=1.1e3,
 )
-SIZES = ((2, 64, 24), (4, 256, 256))  # layers and width of an encoder, and concepts
-LINES = 500  # of the toy world's text
+# Layers and width of an encoder, concepts, and lines of the toy world's text: all of the last, which tells what more text costs.
+SIZES = ((2, 64, 24, 500), (4, 256, 256, 500), (2, 64, 24, None))
 WRITTEN = 64 * 2**20  # bytes
 
 
@@ -132,7 +139,7 @@ def predict(found: dict[str, Any], grid: Grid, given: Rates, nodes: int = 1) -> 
         "scores": sum(
             max(sum(seconds) / workers, *seconds, 0)
             for seconds in (
-                [n * given.scored + k * given.scored_k for n, k in found["scored"]],
+                [n * given.scored + p * given.scored_point + k * given.scored_k for n, p, k in found["scored"]],
                 [n * given.compared + k * given.compared_k for n, k in found["compared"]],
             )
         ),
@@ -159,17 +166,17 @@ def calibrate(gpu: str | None = None) -> Path:
     """Measures the constants of this machine, or of its GPU, keeps them in the user's cache and returns the file."""
     with tempfile.TemporaryDirectory(prefix="raypipe-") as name:
         place = Path(name)
-        small, large = (_measured(place / f"{size[1]}", size, gpu) for size in SIZES)
+        small, large, _ = sizes = [_measured(place / f"{n}", size, gpu) for n, size in enumerate(SIZES)]
         started = time.perf_counter()
-        run(_grid(place / f"{SIZES[0][1]}", SIZES[0], gpu), place / "ray", "local")
+        run(_grid(place / "0", SIZES[0], gpu), place / "ray", "local")
         on_ray = time.perf_counter() - started
         data = [None, pa.py_buffer(bytes(WRITTEN))]
         states = pa.table([pa.Array.from_buffers(pa.binary(1024), WRITTEN // 1024, data)], ["layer_01"])
         started = time.perf_counter()
         RunDir(place).write_table("written", states)
         writing = WRITTEN / (time.perf_counter() - started)
-    scored, scored_k = _per_concept(small, large, "scores", "scored")
-    compared, compared_k = _per_concept(small, large, "agreement", "compared")
+    scored, scored_point, scored_k = _shares(sizes, "scores", "scored")
+    compared, compared_k = _shares(sizes, "agreement", "compared")
     forward, piece = _line(*(_per(m, "extract", "flops", "pieces", writing) for m in (small, large)))
     kmeans, clustering = _line(*(_per(m, "concepts", "work", "clusterings") for m in (small, large)))
     found = Rates(
@@ -179,6 +186,7 @@ def calibrate(gpu: str | None = None) -> Path:
         kmeans=kmeans,
         clustering=clustering,
         scored=scored,
+        scored_point=scored_point,
         scored_k=scored_k,
         compared=compared,
         compared_k=compared_k,
@@ -208,13 +216,17 @@ def _per(
     return measured[work] / measured[count], seconds / measured[count]
 
 
-def _per_concept(small: dict[str, float], large: dict[str, float], stage: str, count: str) -> tuple[float, float]:
-    """Seconds of one of `count` beside its concepts, and for each of them."""
-    rate, besides = _line(*((size[2], m[stage] / m[count]) for size, m in zip(SIZES, (small, large), strict=True)))
-    return besides, 1 / rate
+def _shares(sizes: Sequence[dict[str, Any]], stage: str, work: str) -> list[float]:
+    """Seconds of a stage for one of each number that `work` holds, none of them negative."""
+    from scipy.optimize import nnls
+
+    counts = np.array([sum(map(np.array, measured[work])) for measured in sizes], np.float64)
+    scale = counts.max(axis=0)
+    shares: list[float] = (nnls(counts / scale, [measured[stage] for measured in sizes])[0] / scale).tolist()
+    return shares
 
 
-def _measured(place: Path, size: tuple[int, int, int], gpu: str | None) -> dict[str, float]:
+def _measured(place: Path, size: Size, gpu: str | None) -> dict[str, Any]:
     """Counts and seconds of a small grid on an encoder of this size."""
     from raypipe import toy
     from raypipe.toy.train import Settings, train
@@ -222,7 +234,7 @@ def _measured(place: Path, size: tuple[int, int, int], gpu: str | None) -> dict[
     text = []
     place.mkdir()
     for lang in ("en", "es"):
-        text.append((toy.texts() / f"corpus/{lang}.txt").read_text(encoding="utf-8").splitlines()[:LINES])
+        text.append((toy.texts() / f"corpus/{lang}.txt").read_text(encoding="utf-8").splitlines()[: size[3]])
         (place / f"{lang}.txt").write_text("\n".join(text[-1]), encoding="utf-8")
     settings = Settings(layers=size[0], width=size[1], checkpoints=(0,))
     train(list(zip(*text, strict=True)), place, settings)
@@ -243,8 +255,8 @@ def _measured(place: Path, size: tuple[int, int, int], gpu: str | None) -> dict[
         "wall": wall,
         "report": report,
         "driver": max(wall - report - sum(seconds.values()), 0.0),
-        "scored": sum(n for n, _ in counted["scored"]),
-        "compared": sum(n for n, _ in counted["compared"]),
+        "scored": counted["scored"],
+        "compared": counted["compared"],
         "cells": sum(map(len, marks.values())),
         "clusterings": clusterings,
         "pieces": model["pieces"],
@@ -266,7 +278,7 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _grid(place: Path, size: tuple[int, int, int], gpu: str | None) -> Grid:
+def _grid(place: Path, size: Size, gpu: str | None) -> Grid:
     return Grid(
         name="calibration",
         models={"name": "m", "path": str(place), "revisions": "step-000000"},

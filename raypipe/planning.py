@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from itertools import combinations, islice, pairwise, product
+from collections.abc import Iterable, Iterator
+from itertools import islice, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,15 @@ from raypipe.models.locate import Checkpoint, tokenizer_fingerprint
 from raypipe.models.words import Encoded, encode
 from raypipe.pipeline import all_cells
 from raypipe.rundir import Cell
+from raypipe.science.calign_draws import NULLS
 from raypipe.science.occurrences import Places
 from raypipe.stages import prompts
-from raypipe.stages.agreement import settings
+from raypipe.stages.agreement import compared, settings
 from raypipe.stages.concepts import costs, scopes
 from raypipe.stages.corpus import Sentences, choose_words, linked_texts, reasons
 from raypipe.stages.extract import shard_aim, shard_sizes
 from raypipe.stages.plan import Plan, Side, make_plan
+from raypipe.stages.scores import placed_sides
 from raypipe.stages.shards import naming_lines
 from raypipe.stages.spread import BESIDES, EXACT, Clustering, memory_needed, places
 
@@ -35,10 +37,11 @@ def estimate(grid: Grid) -> dict[str, Any]:
 
     Returns:
         `cells` per stage; per language (or side of a pair) `sentences`, `words`, `points`; per model, over all its `checkpoints`,
-        `pieces` (tokens of the text forwarded, not those of AM2iCo), `forward_flops` (an encoder's line taken to be as long as its
-        decoder's), `state_bytes`; per model that is patched (`patching`), `prompts`, `targets` and `checkpoints`, each of which runs
-        all of them;
-        per cell of scores and of agreement, `scored` and `compared`: pairs of clusterings that it looks at, and the sum of their k;
+        `pieces` (tokens of the text forwarded, not those of AM2iCo), `forward_flops` (of the blocks up to the last layer read; an
+        encoder's line taken to be as long as its decoder's), `state_bytes`; per model that is patched (`patching`), `prompts`,
+        `targets` and `checkpoints`, each of which runs all of them;
+        per cell of scores, `scored`: pairs of clusterings that it looks at, the sum of their points times CALIGN's draws, and of these
+        times k; per cell of agreement, `compared`: pairs of clusterings, and the sum of their points times k;
         `kmeans_work` (points x width x (k + BESIDES) of `stages.spread`), `kmeans_points` and `kmeans_bytes` (read once) of all
         clusterings, `kmeans_longest`, the work of the largest, `centroid_bytes`; `kmeans_flops_per_pass` over all clusterings, and
         `kmeans_flops_most` at max_iter passes; `in_group`, clusterings too large for one worker, and `in_group_for_time`, those
@@ -68,7 +71,7 @@ def estimate(grid: Grid) -> dict[str, Any]:
         "languages": languages,
         "models": {model: _of_model(plan, model, pieces, states) for model in plan.facts},
         "patching": _patched(plan),
-    } | (_clusterings(plan, languages) | _later(plan, cells))
+    } | (_clusterings(plan, languages) | _later(plan, cells, languages))
 
 
 def _blocks(sentences: Sentences, places: Places) -> Iterator[tuple[range, list[list[str]], list[list[int]]]]:
@@ -123,11 +126,14 @@ def _tokenizers(plan: Plan) -> list[tuple[Part, Any, int]]:
 
 def _of_model(plan: Plan, model: str, pieces: Counts, states: Counts) -> dict[str, int]:
     facts, parts = plan.facts[model], [part for name, part in plan.layers if name == model]
-    forwarded = {part: facts.parameters if part == "decoder" else facts.parameters_of[part] for part in parts}
+    share = {part: max(*plan.layers[model, part], 1) / facts.layers_of[part] for part in parts}
+    forwarded = {part: share[part] * facts.parameters_of[part] for part in parts}
+    if "decoder" in parts:  # reads after a whole encoder, if there is one
+        forwarded["decoder"] += facts.parameters_of.get("encoder", 0)
     return {
         "checkpoints": sum(c.model == model for c in plan.checkpoints),
         "pieces": sum(pieces[model, part] for part in parts),
-        "forward_flops": sum(2 * forwarded[part] * pieces[model, part] for part in parts),
+        "forward_flops": round(sum(2 * forwarded[part] * pieces[model, part] for part in parts)),
         "state_bytes": sum(states[model, part] * len(plan.layers[model, part]) for part in parts)
         * facts.width
         * ITEMSIZE[plan.grid.dtype.store],
@@ -146,16 +152,28 @@ def _patched(plan: Plan) -> dict[str, dict[str, int]]:
     }
 
 
-def _later(plan: Plan, cells: dict[str, list[Cell]]) -> dict[str, list[tuple[int, int]]]:
+def _later(
+    plan: Plan, cells: dict[str, list[Cell]], languages: dict[str, dict[str, int]]
+) -> dict[str, list[tuple[int, ...]]]:
     """What the cells of scores and of agreement look at."""
-    several = [k for _, k, _ in settings(plan.grid)]
-    both = [(one + other) // 2 for one, other in combinations(several, 2)]
-    layers = [len(cell.axes["layers"]) for cell in cells["scores"]]
-    groups = [len(scopes(plan, cell["model"], cell["component"])) for cell in cells["agreement"]]
-    return {
-        "scored": [(n * len(several), n * sum(several)) for n in layers],
-        "compared": [(n * len(both), n * sum(both)) for n in groups],
-    }
+
+    def points(sides: Iterable[Side]) -> int:
+        return sum(languages[plan.corpus_of(side).name]["points"] for side in sides)
+
+    calign, several = plan.grid.calign, settings(plan.grid)
+    draws, of_k = len(NULLS) * calign.null_draws + calign.resamples, sum(k for _, k, _ in several)
+    both = [(k + other) // 2 for _, (_, k, _), (_, other, _) in compared(several)]
+    scored, agreed = list[tuple[int, ...]](), list[tuple[int, ...]]()
+    for cell in cells["scores"]:
+        group, layers = tuple(cell["pair"].split("+")), len(cell.axes["layers"])
+        sides = placed_sides(plan, group, cell["model"], cell["component"]).values()
+        alone = len(group) > 2  # COLAP of all languages, without CALIGN
+        drawn = 0 if alone else layers * points(side for _, side in sides) * draws
+        scored.append((layers * len(several), drawn * len(several), drawn * of_k))
+    for cell in cells["agreement"]:
+        of_scopes = scopes(plan, cell["model"], cell["component"])
+        agreed.append((len(of_scopes) * len(both), sum(map(points, of_scopes)) * sum(both)))
+    return {"scored": scored, "compared": agreed}
 
 
 def _clusterings(plan: Plan, languages: dict[str, dict[str, int]]) -> dict[str, int]:

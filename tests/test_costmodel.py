@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from raypipe import costmodel, pipeline
 from raypipe.costmodel import Rates, _line, predict, rates
 from raypipe.errors import GridError, RunError
 from raypipe.grid import Grid
+from raypipe.planning import estimate
 from raypipe.toy import CACHE
 
 RATES = Rates(
@@ -24,6 +26,7 @@ RATES = Rates(
     kmeans=50,
     clustering=2,
     scored=3,
+    scored_point=0.25,
     scored_k=0.5,
     compared=2,
     compared_k=0.25,
@@ -38,7 +41,7 @@ FOUND: dict[str, Any] = {
     "models": {"m": {"forward_flops": 1000, "pieces": 20, "state_bytes": 80}},
     "kmeans_work": 600,
     "kmeans_longest": 500,
-    "scored": ((2, 12), (1, 6)),
+    "scored": ((2, 8, 12), (1, 4, 6)),
     "compared": ((1, 8), (1, 8)),
     "centroid_bytes": 48,
     "kmeans_points": 30,
@@ -55,10 +58,13 @@ def grid(world: tiny_world.World) -> Callable[..., Grid]:
 
 
 def test_the_parts_add_up_to_the_wall_time(grid: Callable[..., Grid]) -> None:
-    """Forward 1000/100 + 20 x 0.5, writing 80/10, K-means 600/50 + 4 x 2, scores 3 x 3 + 18 / 2 + 2 x 2 + 16 / 4, driver 7 + 7 cells."""
+    """Forward 1000/100 + 20 x 0.5, writing 80/10, K-means 600/50 + 4 x 2, driver 7 + 7 cells.
+
+    Scores 3 x 3 + 12 / 4 + 18 / 2, and agreement 2 x 2 + 16 / 4.
+    """
     found = predict(FOUND, grid(1), RATES)
-    assert found["seconds"] == {"forward": 20, "writing": 8, "kmeans": 20, "scores": 26, "driver": 14}
-    assert found["wall_seconds"] == 88
+    assert found["seconds"] == {"forward": 20, "writing": 8, "kmeans": 20, "scores": 29, "driver": 14}
+    assert found["wall_seconds"] == 91
     assert found["limit"] == "scores"
     assert found["storage_bytes"] == 80 + 48 + 30 * 4 + 1 * 100 + 7 * 5
     assert found["network_bytes"] == 0
@@ -67,13 +73,30 @@ def test_the_parts_add_up_to_the_wall_time(grid: Callable[..., Grid]) -> None:
 def test_nodes_share_all_but_the_driver_and_the_longest_clustering(grid: Callable[..., Grid]) -> None:
     """Two nodes of two workers.
 
-    K-means ends no sooner than its longest, 500/50 (two starts double it), scores than 2 x 3 + 12 / 2, agreement than 2 + 8 / 4.
+    K-means ends no sooner than its longest, 500/50 (two starts double it), scores than 2 x 3 + 8 / 4 + 12 / 2, agreement than 2 + 8 / 4.
     """
     found = predict(FOUND, grid(2), RATES, nodes=2)
-    assert found["seconds"] == {"forward": 5, "writing": 2, "kmeans": 10, "scores": 16, "driver": 14}
+    assert found["seconds"] == {"forward": 5, "writing": 2, "kmeans": 10, "scores": 18, "driver": 14}
     assert found["limit"] == "scores"
     assert found["network_bytes"] == 383 + 320
     assert predict(FOUND, grid(2, n_init=2), RATES, nodes=2)["limit"] == "kmeans"
+
+
+def test_what_scores_and_agreement_look_at_is_counted(world: tiny_world.World) -> None:
+    """Two k of 4 and 6, two seeds: four settings, whose k add up to 20.
+
+    Of scores a layer of a pair has 11 draws (4 nulls x 2, and 3 samples) of the points of both languages. Of agreement a layer has six
+    scopes, in which each language's points stand three times, and four comparisons: of k at both seeds (5 on average), of seeds at both k.
+    """
+    settings = {"calign": {"null_draws": 2, "resamples": 3}, "concepts": {"k": [4, 6], "seeds": [0, 1]}}
+    found, half = (estimate(Grid(**world.grid(layers=layers, **settings))) for layers in ([0, 2], [1]))
+    points = {language: counts["points"] for language, counts in found["languages"].items()}
+    assert len(points) == 3
+    of_pairs = [sum(pair) for pair in combinations(points.values(), 2)] * found["models"]["tiny"]["checkpoints"]
+    assert found["scored"] == [(2 * 4, 2 * 11 * 4 * both, 2 * 11 * 20 * both) for both in of_pairs]
+    assert set(found["compared"]) == {(6 * 4, 3 * sum(points.values()) * (5 + 5 + 4 + 6))}
+    # Of two blocks the second is not computed where layer 1 is the last one read.
+    assert found["models"]["tiny"]["forward_flops"] == 2 * half["models"]["tiny"]["forward_flops"]
 
 
 def test_rates_of_a_machine_are_those_kept_or_stated_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +120,7 @@ def test_a_machine_is_measured_by_real_runs_and_its_constants_are_kept(
 ) -> None:
     """Smaller than for users, and without the start of a Ray."""
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    for name, value in {"SIZES": ((1, 32, 4), (2, 64, 8)), "LINES": 40, "WRITTEN": 2**20}.items():
+    for name, value in {"SIZES": ((1, 32, 4, 40), (2, 64, 8, 40), (1, 32, 4, 80)), "WRITTEN": 2**20}.items():
         monkeypatch.setattr(costmodel, name, value)
     monkeypatch.setattr(costmodel, "run", lambda grid, place, _, **only: pipeline.run(grid, place, "inprocess", **only))
     (tmp_path / "grid.yaml").write_text(Grid(**world.grid(layers=[1])).to_yaml())

@@ -7,7 +7,7 @@ one that differs in one axis alone and has the grid's first value there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -28,11 +28,21 @@ NAME, VERSION = "agreement", 1
 AXES = ("algorithm", "k", "seed")
 STATE = ("model", "revision", "component", "variant")
 Row = dict[str, Any]
+Setting = tuple[Any, ...]  # algorithm, k and seed
 
 
-def settings(grid: Grid) -> list[tuple[Any, ...]]:
+def settings(grid: Grid) -> list[Setting]:
     """The (algorithm, k, seed) of every clustering of a scope, in grid order."""
     return list(product(grid.concepts.algorithm, grid.concepts.k, grid.concepts.seeds))
+
+
+def compared(settings: Sequence[Setting]) -> Iterator[tuple[str, Setting, Setting]]:
+    """Each axis with every setting that differs along it from that with the axis's first value, and this one, the reference."""
+    for at, axis in enumerate(AXES):
+        for setting in settings:
+            reference = (*setting[:at], settings[0][at], *setting[at + 1 :])
+            if setting != reference:
+                yield axis, setting, reference
 
 
 def cells(plan: Plan, clustered: list[Cell]) -> list[Cell]:
@@ -76,20 +86,16 @@ def _rows(item: Item) -> Iterator[Row]:
     run, labels = RunDir(item["run"]), lru_cache(len(item["settings"]))(_labels)
     wanted = [tuple(setting) for setting in item["settings"]]
     empty: Row = dict.fromkeys(column.name for column in TABLES[NAME])
-    for scope, (at, axis) in product(item["scopes"], enumerate(AXES)):
-        for setting in wanted:
-            reference = (*setting[:at], wanted[0][at], *setting[at + 1 :])
-            if setting == reference:
-                continue
-            row = empty | item["state"] | dict(zip(AXES, setting, strict=True))
-            row |= {"layer": item["layer"], "scope": scope, "axis": axis, "reference": str(reference[at])}
-            places = [clustering_place(item["states"], item["layer"], scope, *which) for which in (reference, setting)]
-            lacking = [place for place in places if run.mark_at("concepts", place) is None]
-            if lacking:
-                named = ", ".join(place.partition("scope=")[2].replace("/", " ") for place in lacking)
-                yield row | {"reason": f"input_failed: {named}"}
-            else:
-                yield row | _compared(labels(run, places[0]), labels(run, places[1]), row["k"])
+    for scope, (axis, setting, reference) in product(item["scopes"], compared(wanted)):
+        row = empty | item["state"] | dict(zip(AXES, setting, strict=True))
+        row |= {"layer": item["layer"], "scope": scope, "axis": axis, "reference": str(reference[AXES.index(axis)])}
+        places = [clustering_place(item["states"], item["layer"], scope, *which) for which in (reference, setting)]
+        lacking = [place for place in places if run.mark_at("concepts", place) is None]
+        if lacking:
+            named = ", ".join(place.partition("scope=")[2].replace("/", " ") for place in lacking)
+            yield row | {"reason": f"input_failed: {named}"}
+        else:
+            yield row | _compared(labels(run, places[0]), labels(run, places[1]), row["k"])
 
 
 def _labels(run: RunDir, place: str) -> IntArray:

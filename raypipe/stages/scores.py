@@ -66,7 +66,7 @@ def cells(plan: Plan, clustered: list[Cell], lexicons: list[Cell]) -> list[Cell]
         states = {part: plan.state(_holder(plan, checkpoint, part), part) for part in placing.split("-")}
         own = [c for c in clustered if c.key[:4] in states.values()]
         for group in groups(plan.grid) if placing not in CROSSED else plan.grid.language_pairs() if layers else ():
-            sides = _sides(plan, group, checkpoint.model, placing)
+            sides = placed_sides(plan, group, checkpoint.model, placing)
             scopes = {(states[component], side.name) for component, side in sides.values()}
             scopes |= {(key, scope_name(joint(side for _, side in sides.values())))}
             used = sorted(c.fingerprint for c in own if (c.key[:4], c["scope"]) in scopes)
@@ -89,7 +89,7 @@ def _layers(plan: Plan, checkpoint: Checkpoint, placing: str) -> tuple[int, ...]
     return tuple(sorted(set.intersection(*(set(plan.layers.get(of, ())) for of in held))))
 
 
-def _sides(plan: Plan, group: tuple[str, ...], model: str, placing: str) -> dict[str, tuple[str, Side]]:
+def placed_sides(plan: Plan, group: tuple[str, ...], model: str, placing: str) -> dict[str, tuple[str, Side]]:
     """Per language of a pair or joint scope the component that its states come from, and the side."""
     components = placing.split("-") if placing in CROSSED else [placing] * len(group)
     placed = zip(group, components, range(len(group)), strict=True)
@@ -116,7 +116,7 @@ def serves(run: RunDir, cell: Cell) -> bool:
 
 def _item(context: Context, cell: Cell) -> Item:
     plan, group, placing = context.plan, tuple(cell["pair"].split("+")), cell["component"]
-    sides = _sides(plan, group, cell["model"], placing)
+    sides = placed_sides(plan, group, cell["model"], placing)
     checkpoint = next(c for c in plan.checkpoints if (c.model, c.revision) == (cell["model"], cell["revision"]))
     holders = {part: _holder(plan, checkpoint, part) for part, _ in sides.values()}
     return {
