@@ -67,9 +67,12 @@ class Lease:
 
     def _is_renewed(self) -> bool:
         """Takes an ended lease up again where the lock kept all others out meanwhile, as while this process was suspended."""
-        if self._lock is None or self._read().get("token") != self._token:
+        try:
+            if self._lock is None or self._read().get("token") != self._token:
+                return False
+            self._write(time.time() + SECONDS)
+        except OSError:
             return False
-        self._write(time.time() + SECONDS)
         return True
 
     def _claim(self) -> None:
@@ -82,7 +85,8 @@ class Lease:
         while True:
             started = time.monotonic()
             found = self._read()
-            if found.get("until", 0.0) > time.time() and not self._is_gone(found):
+            mine = found.get("token") == self._token  # when it took too long
+            if not mine and found.get("until", 0.0) > time.time() and not self._is_gone(found):
                 raise self._held(found)
             self._write(time.time() + SECONDS)
             if self._lock is not None:

@@ -424,6 +424,14 @@ def test_of_claims_that_cross_one_holds(store: Store, monkeypatch: pytest.Monkey
     held[0].__exit__()
 
 
+def test_a_claim_that_took_long_to_write_is_made_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLED", 1.0)
+    writings = count()
+    store.trouble(refuse=lambda method, _: method == "PUT" and next(writings) == 0 and time.sleep(1.2) is not None)
+    with Lease(place(store.uri)):
+        assert next(writings) >= 2
+
+
 def _content(where: Any, **changed: Any) -> None:
     found = json.loads((where / LEASE).read_bytes()) | changed
     with published(where / LEASE) as temporary:
@@ -495,6 +503,8 @@ def test_a_driver_that_slept_takes_its_lease_of_a_folder_up_again(tmp_path: Path
         run._lease._until = 0.0  # as after a night: the lock has kept all others out
         run.write_json("a.json", 1)
         _content(tmp_path, token="another")
-        run._lease._until = 0.0
-        with pytest.raises(RunError, match="the right to write there was lost"):
-            run.write_json("a.json", 2)
+        for hurt in ((tmp_path / LEASE).touch, (tmp_path / LEASE).unlink, (tmp_path / LEASE).mkdir):
+            hurt()
+            run._lease._until = 0.0
+            with pytest.raises(RunError, match="the right to write there was lost"):
+                run.write_json("a.json", 2)
