@@ -95,6 +95,7 @@ def _write_grid(folder: RunDir, out: Path) -> None:
 
 
 def _write_clusters(folder: RunDir, cell: str, file: Path, lines: int) -> None:
+    folder.check_files("concepts", cell)
     labels = folder.read_table(f"concepts/{cell}/labels.parquet")
     file.parent.mkdir(parents=True)
     sides = axes_of(cell)["scope"].split("+")
@@ -126,6 +127,7 @@ def _write_points(folder: RunDir, scope: str, cell: str, out: Path, lines: int, 
     every = not Run(folder.path).grid.words.common_occurrences
     for i, side in enumerate(sides):
         clustered = _places(labels.filter(pc.equal(labels["language"], language_of(side))))
+        folder.check_files("extract", f"{state}/lang={side}")
         mark = folder.mark_at("extract", f"{state}/lang={side}")
         for name, _ in mark.receipt["shards"] if mark else ():
             table = folder.read_table(name, arrow_schema("points").names)

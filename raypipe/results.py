@@ -108,7 +108,7 @@ class Run:
                 f"{self.path}: no table {table} of patching; expected checkpoints, curves, transitions, strata, emergence or costs, of a "
                 "run whose grid names patching.table"
             )
-        return self._dir.read_table(f"patching/{table}.parquet")
+        return self._read(f"patching/{table}.parquet", f"patching_{table}")
 
     def _several(self, name: str, what: str, more: str) -> pa.Table:
         table = self._scores(name)
@@ -125,7 +125,15 @@ class Run:
             raise RunError(
                 f"{self.path}: no scores yet; finish it with `raypipe run {self.path / 'grid.yaml'} --run {self.path}`"
             )
-        return self._dir.read_table(f"scores/{name}.parquet")
+        return self._read(f"scores/{name}.parquet", name)
+
+    def _read(self, file: str, name: str) -> pa.Table:
+        table = self._dir.read_table(file)
+        if lacking := sorted({*arrow_schema(name).names} - {*table.column_names}):
+            raise RunError(
+                f"{self.path / file}: has no column {lacking[0]}; write it again with `raypipe report {self.path}`"
+            )
+        return table
 
     def concepts(self, **axes: Any) -> pa.Table:
         """The labelled points of one clustering: language, sentence, token, word, concept.
@@ -173,7 +181,7 @@ class Run:
         return pa.concat_tables(points), np.concatenate([read_layer(self.path / name, layer) for name in shards])
 
     def _one(self, stage: str, axes: dict[str, Any]) -> str:
-        """The hive path of the one finished cell of a stage that fits the axes."""
+        """The hive path of the one finished cell of a stage that fits the axes, whose files are those that it wrote."""
         unnamed = {"algorithm": "kmeans"} if stage == "concepts" else {}
         units = "clusterings" if stage == "concepts" else "extractions"
         keys = {cell: unnamed | axes for cell, axes in self._dir.finished(stage).items()}
@@ -182,6 +190,7 @@ class Run:
             cell for cell, key in keys.items() if all(_plain(key.get(axis)) == value for axis, value in wanted.items())
         ]
         if len(fitting) == 1:
+            self._dir.check_files(stage, fitting[0])
             return fitting[0]
         asked = ", ".join(f"{axis}={value}" for axis, value in axes.items() if value is not None) or "nothing given"
         if not fitting:

@@ -92,7 +92,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Mark:
-    """What a finished cell left: its fingerprint, files (path -> bytes), seconds and the stage's own receipt."""
+    """What a finished cell left: its fingerprint, files (path -> {"bytes", "seal"}), seconds and the stage's own receipt."""
 
     fingerprint: str
     fields: Mapping[str, Any]
@@ -273,7 +273,7 @@ class RunDir:
         return self.write_tables(name, table.schema, [table])
 
     def write_tables(self, name: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> dict[str, Any]:
-        """Writes a Parquet file atomically, a row group per part, uncompressed states and zstd for the rest.
+        """Writes a Parquet file atomically, a row group per part, uncompressed states and zstd for the rest; see `storage.seal`.
 
         The same parts give the same bytes; one part at a time is held.
         """
@@ -285,8 +285,8 @@ class RunDir:
                 for part in parts:
                     if part.num_rows:
                         writer.write_table(part, row_group_size=part.num_rows)
-            storage.seal(temporary)
-            return {"bytes": temporary.stat().st_size}
+            seal = storage.seal(temporary)
+            return {"bytes": temporary.stat().st_size, "seal": seal}
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Reads one Parquet file of the run.
@@ -369,7 +369,19 @@ class RunDir:
             held = list(mark.axes.get(axis, ()))
             if (not set(wanted) <= set(held)) if cell.grows else (list(wanted) != held):
                 return False
-        return all(storage.size(self.path / name) == entry["bytes"] for name, entry in mark.files.items())
+        return self._other_file(mark) is None
+
+    def check_files(self, stage: str, path: str) -> None:
+        """RunError where a file of a finished cell is not the one that the cell wrote."""
+        mark = self.mark_at(stage, path)
+        if mark and (name := self._other_file(mark)):
+            raise RunError(
+                f"{self.path / name}: missing, damaged or another cell's; run the grid again, which makes it anew"
+            )
+
+    def _other_file(self, mark: Mark) -> str | None:
+        names = (name for name, entry in mark.files.items() if not storage.is_same(self.path / name, entry))
+        return next(names, None)
 
     def _mismatch(self, cell: Cell, mark: Mark) -> str:
         for name in sorted({*cell.fields, *mark.fields}):
@@ -388,8 +400,8 @@ class RunDir:
 
     def remove(self, *names: str) -> None:
         """Removes files of the run that are there."""
-        with _writing(self.path):
-            for name in names:
+        for name in names:
+            with _writing(self.path / name):
                 (self.path / name).unlink(missing_ok=True)
 
     def failures(self) -> list[dict[str, Any]]:

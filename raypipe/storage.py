@@ -14,7 +14,7 @@ import shutil
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -185,15 +185,24 @@ def address(where: Place) -> str:
     return where.address if isinstance(where, Remote) else str(where)
 
 
-def size(where: Place) -> int | None:
-    """A file's length in bytes; None where there is none."""
-    if isinstance(where, Remote):
-        return where.size()
-    return where.stat().st_size if where.is_file() else None
+def is_same(where: Place, entry: Mapping[str, int]) -> bool:
+    """Whether a file stands there that has the length, and if it has one the seal, of an entry {"bytes", "seal"}."""
+    size = where.size() if isinstance(where, Remote) else where.stat().st_size if where.is_file() else None
+    if size != entry["bytes"] or "seal" not in entry:
+        return size == entry["bytes"]
+    with asking(where), _opened(where) as source:
+        try:
+            return _Checked(source).seal == entry["seal"]
+        except _Damaged:
+            return False
 
 
-def seal(file: Path) -> None:
-    """Puts checksums of all bytes of a Parquet file before its footer, where no other reader looks.
+def _opened(where: Place) -> Any:
+    return where.open_file() if isinstance(where, Remote) else pa.OSFile(str(where))
+
+
+def seal(file: Path) -> int:
+    """Puts checksums of all bytes of a Parquet file before its footer, where no other reader looks; returns that of them all.
 
     One of each column chunk, pages and their headers, with the place of the chunk; then one of the footer with what ends the file.
     A chunk's is compared when the chunk is read: who reads one layer of many reads the bytes of that layer alone.
@@ -207,9 +216,11 @@ def seal(file: Path) -> None:
         end = len(whole) - LENGTH - metadata.serialized_size
         sums = [SUM.pack(a, b, zlib.crc32(whole[_before(a) : b])) for a, b in pairwise([*starts, end])]
         footer = bytes(whole[end:])
+    checksums = b"".join(sums) + _crc(footer)
     with file.open("r+b") as data:
         data.seek(-len(footer), os.SEEK_END)
-        data.write(b"".join(sums) + _crc(footer) + footer)
+        data.write(checksums + footer)
+    return zlib.crc32(checksums)
 
 
 def _before(start: int) -> int:
@@ -230,6 +241,7 @@ class _Checked:
 
     Attributes:
         metadata: What its footer says.
+        seal: The checksum of its checksums.
     """
 
     closed = False
@@ -246,6 +258,7 @@ class _Checked:
             raise _Damaged("the checksum of its footer is another one")
         self.metadata = pq.read_metadata(pa.BufferReader(footer))
         sums = SUM.size * self.metadata.num_row_groups * self.metadata.num_columns
+        self.seal = zlib.crc32(end[-length - 4 - sums : -length])
         self._sums = {a: (b, crc) for a, b, crc in SUM.iter_unpack(end[-length - 4 - sums : -length - 4])}
         if not sums and source.read_at(len(MAGIC), 0) != MAGIC:
             raise _Damaged("it does not begin like a Parquet file")
@@ -274,7 +287,7 @@ def parquet(where: Place) -> Iterator[pq.ParquetFile]:
         RunError: It is missing, cannot be reached, or is damaged; a damaged one is removed, so that its cell is computed again.
     """
     try:
-        with where.open_file() if isinstance(where, Remote) else pa.OSFile(str(where)) as source:
+        with _opened(where) as source:
             checked = _Checked(source)
             yield pq.ParquetFile(pa.PythonFile(checked, "r"), metadata=checked.metadata)
     except OSError as error:

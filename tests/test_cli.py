@@ -564,6 +564,15 @@ def test_show_of_what_is_not_there(finished: Path, command: Command) -> None:
         assert printed(command("show", finished, "calign", *flags, "--json")) == []
 
 
+def test_show_of_another_table_in_its_place(finished: Path, tmp_path: Path, command: Command) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.copy(run / "scores/colap.parquet", run / "scores/calign.parquet")
+    message = f"{run}/scores/calign.parquet: has no column aligned; write it again with `raypipe report {run}`"
+    assert command("show", run, "calign").error == message
+    assert command("report", run).code == 0
+    assert command("show", run, "calign", "--json").out == command("show", finished, "calign", "--json").out
+
+
 def test_show_warnings(finished: Path, command: Command) -> None:
     rows = raypipe.open_run(finished).warnings().to_pylist()
     assert printed(command("show", finished, "warnings", "--json")) == rows

@@ -62,7 +62,8 @@ def test_the_mark_makes_the_cell_done(tmp_path: Path) -> None:
     mark = run.mark(cell())
     assert mark is not None
     assert (mark.seconds, mark.receipt) == (1.235, {"points": 2})
-    assert mark.files == {"x/t.parquet": {"bytes": (run.path / "x/t.parquet").stat().st_size}}
+    assert mark.files == {"x/t.parquet": run.write_table("again.parquet", TABLE)}
+    assert mark.files["x/t.parquet"]["bytes"] == (run.path / "x/t.parquet").stat().st_size
     run.forget("extract")
     assert run.mark(cell()) is None
 
@@ -75,6 +76,22 @@ def test_a_missing_or_shortened_file_undoes_the_cell(tmp_path: Path) -> None:
     assert not run.is_done(cell())
     target.unlink()
     assert not run.is_done(cell())
+
+
+def test_another_cells_whole_file_undoes_the_cell(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    finish(run, cell())
+    other = run.write_table("other.parquet", pa.table({"a": [2, 1], "b": ["x", "y"]}))
+    assert other["bytes"] == (run.path / "x/t.parquet").stat().st_size  # the length does not tell
+    (run.path / "x/t.parquet").write_bytes((run.path / "other.parquet").read_bytes())
+    assert not run.is_done(cell())
+    with pytest.raises(RunError, match=r"x/t\.parquet: missing, damaged or another cell's; run the grid again"):
+        run.check_files("extract", cell().path)
+    run.write_table("x/t.parquet", TABLE)
+    assert run.is_done(cell())
+    whole = (run.path / "x/t.parquet").read_bytes()
+    (run.path / "x/t.parquet").write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    assert not run.is_done(cell())  # its footer is damaged
 
 
 def test_axes_kept_inside_a_cell_must_match_or_may_hold_more(tmp_path: Path) -> None:
