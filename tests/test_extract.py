@@ -532,7 +532,7 @@ def test_a_probed_budget_is_kept_in_the_run(
     extract.run(context, cells["extract"] + cells["neurons"])
     assert not context.failed
     place = tmp_path / "run/activations/_budget"
-    found = {file.name[:-14]: json.loads(file.read_text()) for file in place.iterdir()}
+    found = {file.name[:-14]: RunDir(place).read_json(file.name) for file in place.iterdir()}
     assert found == {part: {"pieces": 1024} for part in ("t-encoder", "t5-encoder", "t5-decoder")}
     next(place.glob("t-encoder*")).write_text('{"pieces": 64}')
     item = {"gpus": 1.0, "checkpoint": {"model": "t"}, "component": "encoder", "compute": "float32"}
