@@ -111,7 +111,9 @@ def rates(gpu: str | None = None) -> tuple[Rates, str]:
         try:
             return Rates(**json.loads(file.read_bytes())), f"measured on {kind}"
         except (ValueError, TypeError):
-            raise RunError(f"{file}: damaged; measure again with `raypipe plan GRID --calibrate`") from None
+            raise RunError(
+                f"{file}: damaged, or of another version; measure again with `raypipe plan GRID --calibrate`"
+            ) from None
     if gpu:
         raise GridError(
             f"--gpu {gpu}: never measured; run `raypipe plan GRID --calibrate --gpu {gpu}` where there is one"
