@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raypipe.cli_output import Json
-from raypipe.errors import GridError
+from raypipe.errors import GridError, InputError
 
 if TYPE_CHECKING:
     from raypipe.interop.clusterfiles import ClusterFile
@@ -204,10 +204,12 @@ def _languages(
             beside = f"{clusters.name}.json"
             raise GridError(f"{clusters}: no {beside} beside it; give --boundary, the last sentence of language 1")
         return languages_of(points.sentences, first), sorted(first)
+    if not points.words:
+        raise InputError(f"{clusters}: holds no point; expected at least one of each language")
     languages = ["1" if sentence <= boundary else "2" for sentence in points.sentences.tolist()]
     for language in ("1", "2"):
         if language not in languages:
-            last = max(points.sentences.tolist(), default=-1)
+            last = max(points.sentences.tolist())
             raise GridError(
                 f"--boundary {boundary}: no point of language {language}; {clusters} holds sentences up to {last}, "
                 "give the last one of language 1"

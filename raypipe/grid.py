@@ -27,6 +27,7 @@ from raypipe.gridscores import (
     Part,
     Positive,
     SimilaritySettings,
+    all_or_unique,
     unique,
 )
 from raypipe.gridtext import Corpus, Lexicon, Words
@@ -218,6 +219,7 @@ class Grid(Part):
     resources: Resources = Field(Resources(), description="What a worker takes.")
 
     _not_empty = field_validator("languages")(unique)
+    _some_pair = field_validator("pairs")(all_or_unique)
 
     @field_validator("warnings")
     @classmethod
@@ -231,11 +233,6 @@ class Grid(Part):
             super().__init__(**data)
         except ValidationError as error:
             raise GridError(one_line(error, type(self))) from None
-
-    @field_validator("pairs")
-    @classmethod
-    def _pairs(cls, value: Any) -> Any:
-        return value if value == "all" else unique(value)
 
     @field_validator("layers", mode="after")
     @classmethod

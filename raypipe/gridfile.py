@@ -130,9 +130,21 @@ def _read_yaml(path: Place) -> dict[str, Any]:
     return data
 
 
+class _Once(yaml.SafeLoader):
+    """Plain YAML in which no key of a mapping stands twice, of which YAML itself keeps the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _plain_yaml(text: str) -> Any:
     """YAML as plain values; aliases that make it huge or endless, which no message could show, are a YAMLError."""
-    value, sizes = yaml.safe_load(text), dict[int, float]()
+    value, sizes = yaml.load(text, _Once), dict[int, float]()  # noqa: S506 (a safe loader)
 
     def size(part: Any) -> float:
         if id(part) not in sizes and isinstance(part, dict | list):

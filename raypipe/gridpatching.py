@@ -7,9 +7,9 @@ from itertools import permutations
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from raypipe.gridscores import Axis, Drawn, Natural, Part, Positive
+from raypipe.gridscores import Axis, Drawn, Natural, Part, Positive, all_or_unique
 
 Setting = Literal["seen", "seen_fixed_k", "seen_disjoint", "tgt", "tgt_tgt", "en_en", "self", "src_matched"]
 ENGLISH = "en"
@@ -54,6 +54,8 @@ class PatchingSettings(Part):
     window: Positive | None = Field(
         None, description="Blocks whose outputs are replaced, from the start layer on; null takes all that follow."
     )
+
+    _some_target = field_validator("targets")(all_or_unique)
 
     def directions(self, languages: Sequence[str]) -> list[tuple[str, str]]:
         """The (input, output) languages of the patched prompts, in the order of `languages`."""

@@ -67,6 +67,11 @@ def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return distinct(values)
 
 
+def all_or_unique(values: Any) -> Any:
+    """`all`, or values as `unique` takes them."""
+    return values if values == "all" else unique(values)
+
+
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values themselves, none twice."""
     for i, value in enumerate(values):

@@ -227,7 +227,7 @@ def _check_inputs(folder: RunDir, only: str | None, cells: Cells, again: tuple[s
     for name in READS[only] if only else ():
         if cells[name] and (name in again or not any(map(folder.mark, cells[name]))):
             raise RunError(
-                f"--only {only}: {folder.path} holds no result of the stage {name}; run that first, or without --only"
+                f"{folder.path}: holds no result of the stage {name}, which {only} reads; run that first, or all stages"
             )
 
 
@@ -247,7 +247,9 @@ def _work(context: Context, cells: Cells, only: str | None, again: tuple[str, ..
         of_stages = cells.values() if only in (None, "report") else [cells[only]]
         missing = sum(map(len, left.values()))
         note = (
-            f"{missing} cells are not there yet; run again without --only" if missing else "{} cells are there already"
+            f"{missing} cells are not there yet; run all stages to make them"
+            if missing
+            else "{} cells are there already"
         )
         context.watcher.note(note.format(f"all {sum(map(len, of_stages))}"))
         freeze(context.run, grid, cells, again)

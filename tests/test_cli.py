@@ -251,6 +251,7 @@ def test_another_dictionary_is_read_as_the_grid_and_its_flags_say(
         (["--set", f"colap.rule=at_least:{'9' * 5000}"], "colap.rule: String should match pattern"),
         (["--pairs", "en-de,en-de"], "pairs: en-de is listed twice"),
         (["--set", "pairs=[]"], "pairs: is empty; give at least one value"),
+        (["--set", "patching.targets=[]"], "patching.targets: is empty; give at least one value"),
         (["--k", "12:30"], "concepts.k.0: Input should be a valid integer"),  # 750 in base 60
         (["--layers", f"every:{2**31}"], "layers: expected all, a list of layer ids"),
     ],

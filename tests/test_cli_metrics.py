@@ -164,6 +164,10 @@ def test_colap_mistakes(tmp_path: Path, command: Command) -> None:
             f"--boundary {boundary}: no point of language {language}; {file} holds sentences up to 7, "
             "give the last one of language 1"
         )
+    (tmp_path / "empty").touch()
+    assert command("colap", tmp_path / "empty", "--boundary", 0).error == (
+        f"{tmp_path}/empty: holds no point; expected at least one of each language"
+    )
     assert command("colap", file).error == (
         f"{file}: no c.txt.json beside it; give --boundary, the last sentence of language 1"
     )

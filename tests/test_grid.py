@@ -224,6 +224,7 @@ def test_overrides_step_into_lists_and_say_where_they_cannot(tmp_path: Path) -> 
         (b"1: x\n", r"g\.yaml: a grid is a mapping of fields"),
         (b"name: \xff\n", r"g\.yaml: not UTF-8 \(invalid start byte at byte 6\)"),
         (b"!!python/object/apply:os.system [ls]\n", r"g\.yaml:1: not plain YAML: could not determine a constructor"),
+        (b"name: x\nconcepts:\n  k: 6\n  k: 7\n", r"g\.yaml:4: not plain YAML: k stands there twice"),
         (b"[" * 5000, r"g\.yaml: not plain YAML"),
         (b"name: &a [*a]\n", r"g\.yaml: not plain YAML: its aliases stand for far more than is written; write out"),
         (
