@@ -244,28 +244,31 @@ class RunDir:
         """Reads a JSON file of the run; one that `keys` are given of is an object that holds them.
 
         Raises:
-            RunError: The file is missing or damaged.
+            RunError: The file is missing, out of reach or damaged.
         """
-        try:
-            return self._json(name, *keys)
-        except FileNotFoundError as error:
-            raise self._damaged(name, error) from None
+        held = self._json(name, *keys)
+        if held is None:
+            raise self._damaged(name, "no such file")
+        return held
 
     def _json(self, name: str, *keys: str) -> Any:
+        with storage.asking(self.path / name):
+            try:
+                data = (self.path / name).read_bytes()
+            except FileNotFoundError:
+                return None
         try:
-            held = json.loads((self.path / name).read_bytes())
+            held = json.loads(data)
             stated = held.pop(CHECKSUM, None) if isinstance(held, dict) else None
             if stated not in (None, digest(held)):
                 raise ValueError("its checksum is another one")
             if keys and not (isinstance(held, dict) and held.keys() >= {*keys}):
                 raise ValueError(f"expected {', '.join(keys)}")
             return held
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise self._damaged(name, error) from None
 
-    def _damaged(self, name: str, error: Exception) -> RunError:
+    def _damaged(self, name: str, error: object) -> RunError:
         return RunError(f"{self.path / name}: missing or damaged ({error}); delete it and run again")
 
     def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
@@ -343,9 +346,8 @@ class RunDir:
         """The mark of a stage's cell by its path; None when there is none."""
         name = f"{_MARKS}/{stage}/{path}.json"
         try:
-            return Mark(**self._json(name))
-        except FileNotFoundError:
-            return None
+            held = self._json(name)
+            return None if held is None else Mark(**held)
         except TypeError as error:
             raise self._damaged(name, error) from None
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -284,7 +284,8 @@ def parquet(where: Place) -> Iterator[pq.ParquetFile]:
     """A Parquet file of a run, for reading inside the block; the checksums of its footer and of all that is read are compared.
 
     Raises:
-        RunError: It is missing, cannot be reached, or is damaged; a damaged one is removed, so that its cell is computed again.
+        RunError: It is missing, cannot be reached, or is damaged; a damaged one is removed where it can be, so that its cell is
+            computed again.
     """
     try:
         with _opened(where) as source:
@@ -293,7 +294,10 @@ def parquet(where: Place) -> Iterator[pq.ParquetFile]:
     except OSError as error:
         raise RunError(f"{where}: missing or out of reach ({_said(error)}); run the grid again") from None
     except _Damaged as error:
-        where.unlink(missing_ok=True)
+        try:
+            where.unlink(missing_ok=True)
+        except OSError:
+            raise RunError(f"{where}: is damaged ({error}) and may not be removed here; let its owner do so") from None
         raise RunError(
             f"{where}: was damaged ({error}) and is removed; run the grid again, which makes it anew"
         ) from None
@@ -302,13 +306,20 @@ def parquet(where: Place) -> Iterator[pq.ParquetFile]:
 def below(where: Place, pattern: str, recursive: bool = True) -> list[str]:
     """The names, below a place, of the files whose last part fits the pattern, sorted; none where the place is not there."""
     if isinstance(where, Path):
-        found = where.rglob(pattern) if recursive else where.glob(pattern)
-        return sorted(str(file.relative_to(where)) for file in found if file.is_file())
+        with asking(where):
+            walked = islice(os.walk(where, onerror=_not_there), None if recursive else 1)
+            found = (Path(folder, name) for folder, _, names in walked for name in names if fnmatchcase(name, pattern))
+            return sorted(str(file.relative_to(where)) for file in found if file.is_file())
     with asking(where):
         system, path = where.connected()
         infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
     files = (info for info in infos if info.type == fs.FileType.File and fnmatchcase(info.base_name, pattern))
     return sorted(str(PurePosixPath(info.path).relative_to(path)) for info in files)
+
+
+def _not_there(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def remove_folder(where: Place) -> None:

@@ -272,7 +272,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     finish(run, cell())
     mark = next((run.path / "_done").rglob("*.json"))
     whole = json.loads(mark.read_text())
-    for content in (json.dumps({**whole, "receipt": {"points": 3}}), "{}", "[]", "null", "1" * 5000, "[" * 10**5):
+    for content in (json.dumps({**whole, "receipt": {"points": 3}}), "{}", "[]", "1" * 5000, "[" * 10**5):
         mark.write_text(content)
         with pytest.raises(RunError, match=r"random%3A0\.json: missing or damaged \(.*\); delete it and run again"):
             run.is_done(cell())
@@ -290,6 +290,33 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     for name in ("run.json", "none.json"):
         with pytest.raises(RunError, match=rf"{name}: missing or damaged"):
             run.read_json(name)
+
+
+def test_what_may_not_be_read_or_removed_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path / "r")
+    finish(run, cell())
+    mark = next((run.path / "_done").rglob("*.json"))
+    mark.unlink()
+    mark.symlink_to(mark)
+    with pytest.raises(RunError, match=r"random%3A0\.json: out of reach \(.*symbolic links.*\); check its name"):
+        run.is_done(cell())
+    mark.unlink()
+    (run.path / "t.parquet").write_bytes(b"PAR1 nothing PAR1")
+    (run.path / "_done/extract").chmod(0)
+    run.path.chmod(0o555)
+    monkeypatch.chdir(run.path)
+    if root := os.getuid() == 0:
+        os.setresuid(65534, 65534, 0)
+    try:
+        with pytest.raises(RunError, match=r"_done/extract: out of reach \(.*Permission denied.*\)"):
+            RunDir(".").finished("extract")
+        with pytest.raises(RunError, match=r"t\.parquet: is damaged \(.*\) and may not be removed here; let its owner"):
+            RunDir(".").read_table("t.parquet")
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+        run.path.chmod(0o755)
+        (run.path / "_done/extract").chmod(0o755)
 
 
 def test_json_is_sorted_and_plain(tmp_path: Path) -> None:
