@@ -298,3 +298,9 @@ def test_models_are_not_set_as_a_whole() -> None:
 
 def test_a_flags_value_is_yaml_or_text() -> None:
     assert [plain_value(text) for text in ("3", "[a]", "no", "[", "null")] == [3, ["a"], "no", "[", None]
+
+
+def test_a_merged_key_may_be_given_another_value() -> None:
+    """Also where the mapping that is merged has merged one itself, and is built later."""
+    text = "{a: &a {x: 1}, outer: {b: &b {<<: *a, x: 2}}, c: {<<: *b}}"
+    assert plain_value(text) == {"a": {"x": 1}, "outer": {"b": {"x": 2}}, "c": {"x": 2}}
