@@ -33,7 +33,8 @@ def export_sheet(
     from raypipe.stages.annotation import export
 
     found = open_run(run)
-    typer.echo(f"key: {export(RunDir.open(found.path), found.grid, sheet, items, seed, setting)}")
+    key, count = export(RunDir.open(found.path), found.grid, sheet, items, seed, setting)
+    typer.echo(f"{sheet}: {count} answers; key: {key}")
 
 
 @annotate.command("agreement")

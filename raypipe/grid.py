@@ -278,10 +278,10 @@ class Grid(Part):
         self.patching.directions(self.languages)
         if self.patching.table and self.dtype.compute == "float16":
             raise ValueError("dtype.compute float16: patching needs small probabilities; set float32 or bfloat16")
-        for model in self.models:
-            for language in model.trained_on or ():
-                if language not in self.languages:
-                    raise ValueError(f"models.{model.name}.trained_on: {language} is not one of the languages")
+        named = {f"models.{model.name}.trained_on": model.trained_on or () for model in self.models}
+        for field, languages in (named | {"patching.names": self.patching.names}).items():
+            if odd := [language for language in languages if language not in self.languages]:
+                raise ValueError(f"{field}: {odd[0]} is not one of the languages")
 
     def _check_rule(self, m: int) -> None:
         scope = len(self.languages) if self.colap.scopes == "all" else 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -33,7 +33,7 @@ class PatchingSettings(Part):
         description="Words of a language with their counts, `word count` per line, {lang} in the file's name: strata are then also by the "
         "tercile of the word of s in I; targets from a language without a file have none.",
     )
-    names: dict[str, str] = Field(
+    names: dict[str, Annotated[str, Field(pattern=r'^[^"\n]+$')]] = Field(
         {}, description="How languages call themselves in prompts, where the built-in name is missing or another."
     )
     settings: Axis[Setting] = Field(

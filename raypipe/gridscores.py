@@ -74,9 +74,11 @@ def all_or_unique(values: Any) -> Any:
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values themselves, none twice."""
-    for i, value in enumerate(values):
-        if value in values[:i]:
+    seen = set[Any]()
+    for value in values:
+        if value in seen:
             raise ValueError(f"{value} is listed twice")
+        seen.add(value)
     return values
 
 

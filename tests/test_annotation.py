@@ -31,7 +31,7 @@ def test_a_sheet_tells_neither_model_nor_patch_and_its_key_tells_both(
     tmp_path: Path,
 ) -> None:
     done = command("annotate", "export", finished.path, tmp_path / "sheet.csv", "--items", 30)
-    assert done.out.endswith("sheet.key.csv\n")
+    assert done.out == f"{tmp_path}/sheet.csv: 30 answers; key: {tmp_path}/sheet.key.csv\n"
     sheet, key = rows(tmp_path / "sheet.csv"), rows(tmp_path / "sheet.key.csv")
     assert list(sheet[0]) == ["item", "from", "to", "word", "other_word", "accepted", "answer", "label"]
     of_sheet, _ = sheet[0]["item"].split("-")
@@ -52,6 +52,9 @@ def test_a_sheet_tells_neither_model_nor_patch_and_its_key_tells_both(
     first = (tmp_path / "sheet.csv").read_bytes()
     command("annotate", "export", finished.path, tmp_path / "again.csv", "--items", 30)
     assert (tmp_path / "again.csv").read_bytes() == first
+    whole = command("annotate", "export", finished.path, tmp_path / "whole.csv", "--items", 10**9).out
+    assert whole.startswith(f"{tmp_path}/whole.csv: {len(rows(tmp_path / 'whole.csv'))} answers; key: ")
+    assert command("annotate", "export", finished.path, "").error.startswith(".: is there already; remove it")
     command("annotate", "export", finished.path, tmp_path / "other.csv", "--items", 30, "--seed", 1)
     done = command("annotate", "agreement", tmp_path / "sheet.key.csv", tmp_path / "other.csv")
     assert re.search(r"other.csv:\d+: item 's[0-9a-f]{6}-0' is not in the key; expected a copy of the key's", done.err)
@@ -127,8 +130,10 @@ def test_the_agreement_is_cohen_s_kappa(command: Callable[..., Done], tmp_path: 
         ("item,label\n0,fine\n", "s.csv:2: label 'fine'; expected one of empty, gold_copy"),
         ("item,label\n0,other\n0,empty\n", "s.csv:3: item '0' is labelled twice; expected one label for each"),
         ("item,label\n7,\n", "s.csv:2: item '7' is not in the key; expected a copy of the key's own sheet"),
-        ("item,kind\n0,other\n", "s.csv:2: no column label; expected a sheet of `raypipe annotate export`"),
-        ("label\nempty\n", "s.csv:2: no column item; expected a sheet of `raypipe annotate export`"),
+        ("item,kind\n0,other\n", "s.csv:1: no column label; expected a sheet of `raypipe annotate export`"),
+        ("label\nempty\n", "s.csv:1: no column item; expected a sheet of `raypipe annotate export`"),
+        ("\n", "s.csv:1: no column item; expected a sheet of `raypipe annotate export`"),
+        ("item,label\n0\n", "s.csv:2: 1 fields; expected 2 as in the header"),
         (None, r"s.csv: cannot be read \(No such file or directory\); expected a file"),
     ],
 )

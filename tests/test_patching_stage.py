@@ -876,6 +876,8 @@ def test_too_many_words_that_merge_with_their_quote_are_refused(patching_world: 
             "patching.targets: de-xx is not made of two of the languages en, de, fr",
         ),
         ({"patching": {"table": "t", "settings": []}}, "patching.settings: is empty"),
+        ({"patching": {"table": "t", "names": {"fi": "Suomi"}}}, "patching.names: fi is not one of the languages"),
+        ({"patching": {"table": "t", "names": {"de": 'a"b'}}}, "patching.names.de: String should match pattern"),
         ({"patching": {}}, "corpus: is required; set it in the grid file or by a flag"),
         ({"corpus": {"path": "{lang}"}}, "lexicon: is required; set it in the grid file or by a flag"),
         (

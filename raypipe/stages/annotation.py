@@ -25,8 +25,10 @@ SHEET = ("item", "from", "to", "word", "other_word", "accepted", "answer", "labe
 KEY = ("item", "model", "revision", "setting", "pair", "automatic")
 
 
-def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting: str = "seen") -> Path:
+def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting: str = "seen") -> tuple[Path, int]:
     """Writes a sheet of `items` answers, unpatched and patched ones shuffled, as many of each automatic label as there are; and its key.
+
+    Returns the key's path and how many answers there are, fewer than `items` where the run holds no more.
 
     An annotator fills the column `label` of the CSV with one of `LABELS`, knowing neither model nor patch. The patched answers are those
     of a setting of the grid, or `third`, at the split-half layers. The key has the sheet's name with `.key.csv`.
@@ -42,7 +44,7 @@ def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting:
         )
     if setting not in (known := [name for name in (*grid.patching.settings, THIRD) if name != MATCHED]):
         raise GridError(f"--setting {setting}: expected one of the run's, {', '.join(known)}")
-    key = sheet.with_suffix(".key.csv")
+    key = sheet.parent / f"{sheet.stem}.key.csv"
     for file in (sheet, key):
         if file.exists():
             raise InputError(f"{file}: is there already; remove it, or give the sheet another name")
@@ -69,7 +71,7 @@ def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting:
             raise InputError(
                 f"{file}: cannot be written ({error.strerror}); name a file in a folder that is there"
             ) from None
-    return key
+    return key, len(chosen)
 
 
 def _answers(run: RunDir, grid: Grid, setting: str) -> Iterator[Row]:
@@ -148,12 +150,14 @@ def _labels(file: Path, column: str, of_key: Mapping[str, str] | None = None) ->
     rows = csv_rows(file)
     _, header = next(rows, (0, []))
     found = {}
+    if missing := [name for name in ("item", column) if name not in header]:
+        raise InputError(f"{file}:1: no column {missing[0]}; expected a sheet of `raypipe annotate export`")
     for number, row in rows:
-        cells = dict(zip(header, row, strict=False))
         if not row:
             continue
-        if missing := [name for name in ("item", column) if name not in cells]:
-            raise InputError(f"{file}:{number}: no column {missing[0]}; expected a sheet of `raypipe annotate export`")
+        if len(row) != len(header):
+            raise InputError(f"{file}:{number}: {len(row)} fields; expected {len(header)} as in the header")
+        cells = dict(zip(header, row, strict=True))
         item, label = cells["item"], cells[column]
         if of_key is not None and item not in of_key:
             raise InputError(
