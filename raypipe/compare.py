@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -29,7 +30,7 @@ def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     if len(runs) < 2:
         raise GridError(f"compare: {len(runs)} run; expected two or more")
-    if len({run.path for run in runs}) < len(runs):
+    if len({run.path.resolve() if isinstance(run.path, Path) else run.path for run in runs}) < len(runs):
         raise GridError("compare: a run is given twice; give each once")
     rows = pd.concat([_scores(run).assign(run=str(run.path)) for run in runs], ignore_index=True)
     there = rows.dropna(subset="calign").groupby([*KEY, "pair"], sort=False)["run"].transform("nunique")

@@ -99,8 +99,9 @@ def test_samples_are_nested_and_their_scores_stand_beside_each_other(
     none = command("compare", *(run.path for run in runs), "--layer", 2)
     assert none.error == "compare: no row of layer 2; leave out --layer to see all"
     assert command("compare", runs[0].path).error == "compare: 1 run; expected two or more"
-    twice = command("compare", runs[0].path, runs[0].path)
-    assert twice.error == "compare: a run is given twice; give each once"
+    (runs[0].path.parent / "link").symlink_to(runs[0].path)
+    for same in (runs[0].path, runs[0].path.parent / "link"):
+        assert command("compare", runs[0].path, same).error == "compare: a run is given twice; give each once"
 
 
 def test_comparable_text_takes_each_language_from_its_own_half(tiny: dict[str, Path], tmp_path: Path) -> None:
