@@ -8,6 +8,8 @@ from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -70,6 +72,19 @@ SUMMARY = _names("model revision component source target layer calign null_calig
 PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
+class Rows(Table):
+    """A table; on a terminal too narrow for its words and figures, each row as a line of names and values, of which none is cut."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if Measurement.get(console, options.update_width(10_000), self).minimum <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        yield self.title or Text()
+        names = [str(column.header).replace("\n", "") for column in self.columns]
+        for cells in zip(*(column.cells for column in self.columns), strict=True):
+            yield Text("- " + ", ".join(f"{name} {cell}" for name, cell in zip(names, cells, strict=True)))
+
+
 def rows_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], title: str = "") -> Table:
     """Rows as a rich table; a column written `name?` stands in the title where all rows have one value of it."""
     shown, said = [], [title] if title else []
@@ -81,7 +96,7 @@ def rows_table(rows: Sequence[dict[str, Any]], columns: Sequence[str], title: st
         else:
             said += [f"{name} {_text(value)}" for value in values if value not in (None, "")]
     # As Text: a string would be read for markup and names of emoji.
-    table = Table(title=Text(", ".join(said), style="table.title") if said else None, title_justify="left")
+    table = Rows(title=Text(", ".join(said), style="table.title") if said else None, title_justify="left")
     for name in shown:
         numeric = any(isinstance(row.get(name), int | float) for row in rows)
         # Long names break at their underscores, which keeps columns of short numbers narrow.

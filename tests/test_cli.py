@@ -518,6 +518,17 @@ def test_a_table_for_people() -> None:
     assert str(table.title) == "k 1, seed 0, size_ratio 0.25"
 
 
+@pytest.mark.parametrize(("width", "framed"), [(60, True), (30, False)])
+def test_a_narrow_terminal_gets_every_figure_whole(width: int, framed: bool) -> None:
+    rows = [{"source_component": "encoder", "calign": 0.1234, "concepts": 123456, "reason": "no_lexicon"}]
+    terminal = Console(file=StringIO(), width=width)
+    terminal.print(rows_table(rows, list(rows[0]), "title"))
+    printed = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert ("┃" in printed) == framed
+    expected = {"title", "encoder", "0.123", "123456", "no_lexicon"}
+    assert expected <= set(printed.replace(",", " ").split())
+
+
 def test_a_table_prints_words_as_they_are() -> None:
     words, file = [r"\[/b]", "[bold]", ":cat:"], StringIO()
     Console(file=file, width=80).print(rows_table([{"word": word} for word in words], ["word"], "in [/b]"))
