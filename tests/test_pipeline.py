@@ -21,6 +21,7 @@ import tiny_world
 import yaml
 
 import raypipe
+from raypipe import exporting
 from raypipe.cluster.inprocess import InProcess
 from raypipe.cluster.protocol import Resources
 from raypipe.errors import CellsFailed, ClusterError, ClusteringError, FingerprintMismatch, GridError, RunError
@@ -359,6 +360,22 @@ def test_a_failed_cell_leaves_the_others_and_is_retried(world: tiny_world.World,
     assert "Traceback" in trace
     with pytest.raises(CellsFailed, match=r"9 of 9 pairs lack a clustering, their rows say input_failed; run again wi"):
         raypipe.run(grid, tmp_path / "run", "inprocess", only="scores")
+
+
+def test_labels_of_another_seed_are_not_taken(reference: Path, world: tiny_world.World, tmp_path: Path) -> None:
+    shutil.copytree(reference, tmp_path / "run")
+    first, second = (next((tmp_path / "run").rglob(f"scope=de/k=0006/seed={seed}/labels.parquet")) for seed in (0, 1))
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    axes = dict(part.split("=") for part in str(first.parent.relative_to(tmp_path / "run/concepts")).split("/"))
+    refused = r"seed=0/labels\.parquet: missing, damaged or another cell's; run the grid again"
+    with pytest.raises(RunError, match=refused):
+        raypipe.open_run(tmp_path / "run").concepts(**{**axes, "revision": axes["revision"].replace("%3A", ":")})
+    with pytest.raises(RunError, match=refused):
+        exporting.export_conceptx(tmp_path / "run", tmp_path / "out")
+    raypipe.run(Grid(**world.grid()), tmp_path / "run", "inprocess")
+    assert first.read_bytes() == whole
+    assert score_bytes(tmp_path / "run") == score_bytes(reference)
 
 
 def test_another_driver_is_refused(reference: Path, world: tiny_world.World, tmp_path: Path) -> None:
