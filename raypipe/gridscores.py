@@ -72,6 +72,13 @@ def all_or_unique(values: Any) -> Any:
     return values if values == "all" else unique(values)
 
 
+def spread(samples: int) -> int:
+    """A number of bootstrap samples for an interval, which one alone does not give."""
+    if samples == 1:
+        raise ValueError("one sample has no spread; give two or more, or 0")
+    return samples
+
+
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values themselves, none twice."""
     seen = set[Any]()
@@ -120,12 +127,7 @@ class CalignSettings(Part):
         description="Bootstrap samples of the sentences whose spread gives the interval, two or more; 0 = no interval.",
     )
 
-    @field_validator("resamples")
-    @classmethod
-    def _spread(cls, value: int) -> int:
-        if value == 1:
-            raise ValueError("one sample has no spread; give two or more, or 0")
-        return value
+    _spread = field_validator("resamples")(spread)
 
 
 class ColapSettings(Part):
@@ -148,8 +150,10 @@ class ColapSettings(Part):
     scopes: Literal["pairs", "all"] = Field("pairs", description="A joint scope per pair, or one of all languages.")
     null_draws: Draws = Field(20, description="Permutations of the languages drawn for the ceiling.")
     resamples: Draws = Field(
-        200, description="Bootstrap samples of the sentences drawn for the interval; 0 = no interval."
+        200, description="Bootstrap samples of the sentences drawn for the interval, two or more; 0 = no interval."
     )
+
+    _spread = field_validator("resamples")(spread)
 
     @field_validator("theta")
     @classmethod

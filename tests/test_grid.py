@@ -88,6 +88,7 @@ MISTAKES = [
     ({"layers": [1, 1]}, "layers: 1 is listed twice"),
     ({"concepts": {"k": []}}, "concepts.k: is empty; give at least one value"),
     ({"calign": {"resamples": 1}}, "calign.resamples: one sample has no spread; give two or more, or 0"),
+    ({"colap": {"resamples": 1}}, "colap.resamples: one sample has no spread; give two or more, or 0"),
     ({"calign": {"denominator": "some"}}, "calign.denominator: "),
     ({"colap": {"count": "words"}}, "colap.count: "),
     ({"pairs": ["en-it"]}, "pairs: en-it is not made of two of the languages en, de, fr"),
