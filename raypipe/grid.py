@@ -178,7 +178,7 @@ class Resources(Part):
     gpus_per_worker: float = Field(0, ge=0, description="GPUs (or a fraction) each worker is pinned to.")
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="CPU threads per worker.")
     memory: ByteSize = Field(
-        ByteSize(4 * 2**30), gt=0, description="Memory per worker, such as 4GiB.", validate_default=True
+        ByteSize(4 * 2**30), gt=0, le=2**53, description="Memory per worker, such as 4GiB.", validate_default=True
     )
 
 

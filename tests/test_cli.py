@@ -245,6 +245,7 @@ def test_another_dictionary_is_read_as_the_grid_and_its_flags_say(
         (["--theta-overlap", "30"], "colap.theta: 30: fraction expected, did you mean 0.3?"),
         (["--pairs", "en-it"], "pairs: en-it is not made of two of the languages en, de, fr"),
         (["--workers", "0"], "resources.workers: Input should be greater than or equal to 1 (found 0)"),
+        (["--set", "resources.memory=8EiB"], f"resources.memory: Input should be less than or equal to {2**53}"),
         (["--set", "resources.memory=0"], "resources.memory: Input should be greater than 0 (found 0)"),
         (["--set", f"resources.threads={2**30}"], "resources.threads: Input should be less than or equal to 1024"),
         (["--set", "calign.null_draws=1000001"], "calign.null_draws: Input should be less than or equal to 1000000"),
