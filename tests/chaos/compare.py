@@ -19,8 +19,8 @@ from raypipe.rundir import LOGS
 from raypipe.storage import Place, below
 
 PR_SET_CHILD_SUBREAPER = 36
-GRACE_SECONDS = 60.0
-"""What ends by itself may take so long; a worker that Ray was starting when its node was cut off looks for the node for 30 s and more."""
+GRACE_SECONDS = 30.0
+"""What ends by itself may take so long; a cut-off worker ends when it has noticed."""
 
 
 def tables(run: Place) -> dict[str, bytes]:
