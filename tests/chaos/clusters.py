@@ -209,12 +209,9 @@ class NamespaceCluster:
         return sorted(map(int, _ip("netns", "pids", self.namespaces[node]).split()))
 
     def is_ours(self, process: psutil.Process) -> bool:
-        """As that of a `LocalCluster`; what of `ray start` outlives its raylet until `ray stop` is Ray's.
-
-        That is the log monitor, and a worker that was being started: it has run nothing, else `ray::` would stand in place of its script.
-        """
+        """As that of a `LocalCluster`; the log monitor of `ray start` outlives its raylet, until `ray stop`."""
         with suppress(psutil.Error):
-            if any(script in word for word in process.cmdline() for script in ("log_monitor.py", "default_worker.py")):
+            if any("log_monitor.py" in word for word in process.cmdline()):
                 return True
         living = {pid for node in range(1 + WORKERS) if node not in self._hurt for pid in self.pids(node)}
         return process.pid in living and not _works(process)
