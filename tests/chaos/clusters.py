@@ -15,17 +15,24 @@ import psutil
 
 from .drivers import FORK
 
+PATIENCE = "RAY_raylet_start_wait_time_s"
+"""How long a worker that a node was starting when it was lost looks for that node, and what starts a node for it."""
+START_SECONDS = "300"
+"""The latter, on a machine under load."""
+START_TRIES = 5
+"""Of `ray start`, which has one setting for both."""
 HEARTBEAT = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
-    "RAY_raylet_start_wait_time_s": "300",  # a machine under load
+    PATIENCE: "15",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",  # else a token that lies about would be asked of the nodes, not of all of them
 }
-"""Ray's settings for noticing losses, tightened so that runs are short: a silent node is dead after 8 s, a head given up after 10 s."""
+"""Ray's settings for noticing losses, tightened so that runs are short: a silent node is dead after 8 s, a head given up after 10 s,
+a worker that a node was starting when it was lost ends when it has looked for that node for 15 s (by default 30 s)."""
 SILENT_SECONDS = 12.0
 """Longer than a silent node lives."""
 WORKERS = 2
@@ -100,7 +107,8 @@ def _works(process: psutil.Process) -> bool:
 
 def _keep(pipe: Any, env: dict[str, str], gpus: tuple[int, ...]) -> None:
     """Starts the nodes and replaces those that it is told to, until it is told None."""
-    os.environ.update(env)
+    os.environ.update(env | {PATIENCE: START_SECONDS})
+    workers = {PATIENCE: env[PATIENCE]}
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)
     from ray.cluster_utils import Cluster
@@ -115,13 +123,20 @@ def _keep(pipe: Any, env: dict[str, str], gpus: tuple[int, ...]) -> None:
                     node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
             cluster = Cluster(
                 initialize_head=True,
-                head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},
+                head_node_args={
+                    "num_cpus": 0,
+                    "include_dashboard": False,
+                    "object_store_memory": STORE_BYTES,
+                    "env_vars": workers,
+                },
             )
             nodes, lost = [cluster.head_node], list(range(1, 1 + len(gpus)))
         for number in lost:
             if number < len(nodes):
                 cluster.remove_node(nodes[number], allow_graceful=False)
-            added = cluster.add_node(num_cpus=1, num_gpus=gpus[number - 1], object_store_memory=STORE_BYTES)
+            added = cluster.add_node(
+                num_cpus=1, num_gpus=gpus[number - 1], object_store_memory=STORE_BYTES, env_vars=workers
+            )
             nodes[number : number + 1] = [added]
         services = [
             [service.process.pid for kind in node.all_processes.values() for service in kind if service.process]
@@ -181,17 +196,18 @@ class NamespaceCluster:
             f"--node-ip-address={self._ips[number]}",
             *role,
         ]
-        started = subprocess.run(
-            ["ip", "netns", "exec", self.namespaces[number], *command, f"--object-store-memory={STORE_BYTES}"],
-            env=self._env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if started.returncode:
-            raise RuntimeError(
-                f"ray start in {self.namespaces[number]}: {started.stdout[-2000:]}{started.stderr[-2000:]}"
+        for _ in range(START_TRIES):
+            started = subprocess.run(
+                ["ip", "netns", "exec", self.namespaces[number], *command, f"--object-store-memory={STORE_BYTES}"],
+                env=self._env,
+                capture_output=True,
+                text=True,
+                check=False,
             )
+            if not started.returncode:
+                return
+            self._end(number)
+        raise RuntimeError(f"ray start in {self.namespaces[number]}: {started.stdout[-2000:]}{started.stderr[-2000:]}")
 
     def cut(self, node: int, seconds: float) -> None:
         """Takes a node's link down, and up again after some time."""
