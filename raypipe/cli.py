@@ -167,7 +167,7 @@ def _run(spec: Any, run_dir: str | None, address: str, only: str | None, rerun: 
     from raypipe.results import open_run
     from raypipe.show import patching_summary, summary
 
-    place = run_dir or f"runs/{spec.name}"
+    place = f"runs/{spec.name}" if run_dir is None else run_dir
     failed: CellsFailed | None = None
     try:
         with closing(watcher(console(stderr=True))) as watching:

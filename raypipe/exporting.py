@@ -87,7 +87,7 @@ def _lines(folder: RunDir, cells: list[str]) -> int:
 def _write_grid(folder: RunDir, out: Path) -> None:
     """The frozen grid with the checkpoints that its revisions stand for, in their order."""
     data = Run(folder.path).grid.to_dict()
-    planned = [axes_of(cell) for cell in folder.read_json("run.json")["cells"]["concepts"]]
+    planned = [axes_of(cell) for cell in folder.planned().get("concepts", [])]
     for model in data["models"]:
         found = dict.fromkeys(axes["revision"] for axes in planned if axes["model"] == model["name"])
         model["revisions"] = list(found)

@@ -45,7 +45,7 @@ class PatchingSettings(Part):
     pairs: Positive = Field(256, description="Concept pairs (source, target).")
     shots: Positive = Field(5, description="Translations shown before the queried word.")
     seed: Natural = Field(42, description="Seed of pairs, shots, third concepts and bootstrap.")
-    generate: Positive = Field(10, description="Most new tokens of an answer.")
+    generate: Annotated[int, Field(ge=1, le=1024)] = Field(10, description="Most new tokens of an answer.")
     resamples: Drawn = Field(2000, description="Bootstrap samples of concept pairs.")
     path: Literal["auto", "fast", "hook"] = Field(
         "auto",

@@ -46,8 +46,8 @@ class Run:
     @property
     def imported(self) -> bool:
         """Whether `raypipe import` made it: it has concepts, and no text of its own."""
-        cells = self._dir.read_json("run.json")["cells"]
-        return bool(cells["concepts"]) and not cells["corpus"]
+        planned = self._dir.planned()
+        return bool(planned.get("concepts")) and not planned.get("corpus")
 
     @property
     def report(self) -> Place:

@@ -197,6 +197,18 @@ class RunDir:
             )
         return held
 
+    def planned(self) -> dict[str, list[str]]:
+        """The paths of the planned cells of each stage.
+
+        Raises:
+            RunError: `run.json` is missing, out of reach or damaged.
+        """
+        cells = self.read_json("run.json", "cells")["cells"]
+        lists = cells.values() if isinstance(cells, dict) else [None]
+        if not all(isinstance(paths, list) and all(isinstance(path, str) for path in paths) for paths in lists):
+            raise self._damaged("run.json", "expected cells: for each stage a list of paths")
+        return cells  # type: ignore[no-any-return]
+
     def write_bytes(self, name: str, data: bytes) -> dict[str, Any]:
         """Writes a file atomically and returns its entry for a mark: {"bytes"}."""
         target = self._target(name)

@@ -198,10 +198,11 @@ def status(run: Run) -> dict[str, Any]:
     """How far a run is: cells planned, done, partial (scored without a clustering that failed) and failed per stage; its logs."""
     folder = RunDir.open(run.path)
     described = folder.read_json("run.json")
-    planned = {f"_failed/{stage}/{path}.json" for stage, paths in described["cells"].items() for path in paths}
-    failures = [failure for failure in folder.failures() if failure["file"] in planned]
+    planned = folder.planned()
+    files = {f"_failed/{stage}/{path}.json" for stage, paths in planned.items() for path in paths}
+    failures = [failure for failure in folder.failures() if failure["file"] in files]
     stages = {}
-    for stage, paths in described["cells"].items():
+    for stage, paths in planned.items():
         failed = sum(failure["file"].startswith(f"_failed/{stage}/") for failure in failures)
         marks = [mark for path in paths if (mark := folder.mark_at(stage, path))]
         partial = sum(mark.receipt.get("missing", 0) > 0 for mark in marks)

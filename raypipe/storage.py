@@ -157,8 +157,10 @@ def place(where: str | Path | Remote) -> Place:
     """A folder, or the prefix of an object store that a URI names (`s3://`, `gs://`; `file://` is a folder).
 
     Raises:
-        RunError: It is no URI, its scheme is unknown, it names no bucket, or it carries a secret.
+        RunError: It is empty or no URI, its scheme is unknown, it names no bucket, or it carries a secret.
     """
+    if where == "":
+        raise RunError("the run directory's name is empty; expected a folder, s3://, gs:// or file:///")
     if not isinstance(where, str) or "://" not in where:
         return where if isinstance(where, Remote) else Path(where)
     try:

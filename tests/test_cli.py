@@ -247,6 +247,7 @@ def test_another_dictionary_is_read_as_the_grid_and_its_flags_say(
         (["--workers", "0"], "resources.workers: Input should be greater than or equal to 1 (found 0)"),
         (["--set", "resources.memory=8EiB"], f"resources.memory: Input should be less than or equal to {2**53}"),
         (["--set", "resources.memory=0"], "resources.memory: Input should be greater than 0 (found 0)"),
+        (["--set", "patching.generate=1025"], "patching.generate: Input should be less than or equal to 1024"),
         (["--set", f"resources.threads={2**30}"], "resources.threads: Input should be less than or equal to 1024"),
         (["--set", "calign.null_draws=1000001"], "calign.null_draws: Input should be less than or equal to 1000000"),
         (["--set", f"colap.rule=at_least:{'9' * 5000}"], "colap.rule: String should match pattern"),
@@ -440,6 +441,15 @@ def test_status_names_failures(partial: Path, command: Command) -> None:
     text = command("status", partial).out
     assert f"failed: {failure['cell']}: {failure['message']} (trace: {partial / failure['file']})" in text
     assert f"failed {failure['cell']}: {failure['message']}" in (partial / "logs/concepts.log").read_text()
+
+
+def test_an_empty_name_of_a_run_is_no_default(grid_file: Path, command: Command) -> None:
+    for words in (("run", grid_file, "--run", ""), ("status", "")):
+        done = command(*words)
+        assert (done.code, done.error.rstrip()) == (
+            1,
+            "the run directory's name is empty; expected a folder, s3://, gs:// or file:///",
+        )
 
 
 def test_status_of_no_run(tmp_path: Path, command: Command) -> None:

@@ -292,6 +292,23 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
             run.read_json(name)
 
 
+def test_planned_cells_are_lists_of_paths(tmp_path: Path) -> None:
+    run = begun(tmp_path / "r")
+    held = run.read_json("run.json")
+    for cells in ({}, {"corpus": ["lang=en"], "scores": []}):
+        run.write_json("run.json", held | {"cells": cells})
+        assert run.planned() == cells
+    for wrong in (
+        held,
+        *(held | {"cells": cells} for cells in (3, [], {"corpus": 1}, {"corpus": "lang=en"}, {"corpus": [1]})),
+    ):
+        run.write_json("run.json", wrong)
+        with pytest.raises(
+            RunError, match=r"run\.json: missing or damaged \(expected cells.*\); delete it and run again"
+        ):
+            run.planned()
+
+
 def test_what_may_not_be_read_or_removed_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(tmp_path / "r")
     finish(run, cell())

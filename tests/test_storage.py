@@ -353,6 +353,7 @@ def test_a_place_is_named_without_its_options_and_made_again_from_its_address(st
         ("gs:///run", "gs:///run: names no bucket; expected gs://BUCKET/PREFIX"),
         ("file://runs/mini", "file://runs/mini: unknown kind of storage; expected a folder, s3://, gs:// or file:///"),
         ("s3:///run", "s3:///run: names no bucket; expected s3://BUCKET/PREFIX"),
+        ("", "the run directory's name is empty; expected a folder, s3://, gs:// or file:///"),
         ("s3://key:word@[b/run", "s3://…: not a URI; expected such as s3://BUCKET/PREFIX"),
     ],
 )

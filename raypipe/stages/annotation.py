@@ -76,7 +76,7 @@ def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting:
 
 def _answers(run: RunDir, grid: Grid, setting: str) -> Iterator[Row]:
     forms = {concept.id: concept.forms for concept in read_table(grid).concepts}
-    for path in run.read_json("run.json")["cells"].get("patching", []):
+    for path in run.planned().get("patching", []):
         if run.mark_at("patching", path) is None:
             continue
         cell = axes_of(path)

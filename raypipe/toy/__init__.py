@@ -81,11 +81,8 @@ def world(progress: Callable[[str], None] | None = None) -> Path:
     return _built(f"toy-{_fingerprint(ENCODER_CODE, LIBRARIES)}", fill)
 
 
-def trained_decoder(progress: Callable[[str], None] | None = None) -> Path:
+def trained_decoder() -> Path:
     """Train the toy world's decoder, once, and give the directory that its ``decoder/`` stands in.
-
-    Args:
-        progress: told one line at each checkpoint of the training.
 
     Raises:
         RunError: the cache directory cannot be written.
@@ -94,7 +91,7 @@ def trained_decoder(progress: Callable[[str], None] | None = None) -> Path:
     def fill(folder: Path) -> None:
         from raypipe.toy.decoder import Settings, train
 
-        train(folder / "decoder", Settings(), progress)
+        train(folder / "decoder", Settings())
 
     return _built(f"toy-decoder-{_fingerprint(DECODER_CODE, LIBRARIES)}", fill)
 
