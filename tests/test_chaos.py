@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from chaos import clusters
-from chaos.compare import differences
+from chaos.compare import GRACE_SECONDS, differences
 from chaos.ledger import KINDS, Entry, append, read, table
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +36,10 @@ def fault_runs(ledger: Path, *words: str, seconds: float) -> list[Entry]:
 def test_no_run_of_the_ledger_lost_or_left_anything() -> None:
     assert [entry for entry in read() if not entry.clean] == []
     assert {entry.kind for entry in read()} <= set(KINDS)
+
+
+def test_what_a_lost_node_was_starting_has_ended_when_leftovers_are_counted() -> None:
+    assert float(clusters.HEARTBEAT[clusters.PATIENCE]) <= GRACE_SECONDS / 2
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "disk"])
