@@ -54,7 +54,9 @@ def test_a_sheet_tells_neither_model_nor_patch_and_its_key_tells_both(
     assert (tmp_path / "again.csv").read_bytes() == first
     whole = command("annotate", "export", finished.path, tmp_path / "whole.csv", "--items", 10**9).out
     assert whole.startswith(f"{tmp_path}/whole.csv: {len(rows(tmp_path / 'whole.csv'))} answers; key: ")
-    assert command("annotate", "export", finished.path, "").error.startswith(".: is there already; remove it")
+    settings = {told["setting"] for told in rows(tmp_path / "whole.key.csv")}
+    assert len(rows(tmp_path / "whole.csv")) == len({answer[:-1] for answer in answers if answer[2] in settings})
+    assert command("annotate", "export", finished.path, "").error == ".: is a folder; name a file in it"
     command("annotate", "export", finished.path, tmp_path / "other.csv", "--items", 30, "--seed", 1)
     done = command("annotate", "agreement", tmp_path / "sheet.key.csv", tmp_path / "other.csv")
     assert re.search(r"other.csv:\d+: item 's[0-9a-f]{6}-0' is not in the key; expected a copy of the key's", done.err)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from chaos import clusters
-from chaos.compare import GRACE_SECONDS, differences
+from chaos.compare import differences
 from chaos.ledger import KINDS, Entry, append, read, table
 
 ROOT = Path(__file__).parents[1]
@@ -38,10 +38,6 @@ def test_no_run_of_the_ledger_lost_or_left_anything() -> None:
     assert {entry.kind for entry in read()} <= set(KINDS)
 
 
-def test_what_a_lost_node_was_starting_has_ended_when_leftovers_are_counted() -> None:
-    assert float(clusters.HEARTBEAT[clusters.PATIENCE]) <= GRACE_SECONDS / 2
-
-
 @pytest.mark.parametrize("kind", ["corrupt", "disk"])
 def test_a_fault_costs_no_row_and_no_byte(kind: str, tmp_path: Path) -> None:
     found = fault_runs(tmp_path / "ledger", "--kind", kind, "--runs", "1", "--seed", "1000", seconds=280)
@@ -55,7 +51,8 @@ def test_a_fault_costs_no_row_and_no_byte(kind: str, tmp_path: Path) -> None:
 def test_a_fault_on_a_cluster_costs_no_row_and_no_byte(kind: str, tmp_path: Path) -> None:
     if kind == "network" and clusters.refusal():
         pytest.skip(clusters.refusal())
-    found = fault_runs(tmp_path / "ledger", "--kind", kind, "--runs", "1", "--seed", "1000", seconds=2900)
+    seed = "802" if kind == "network" else "1000"  # 802: the node is starting a worker when it is cut off
+    found = fault_runs(tmp_path / "ledger", "--kind", kind, "--runs", "1", "--seed", seed, seconds=2900)
     assert [entry.clean for entry in found] == [True]
 
 

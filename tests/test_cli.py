@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -392,6 +393,8 @@ def test_one_stage_alone_and_from_one_stage_on(
         for name in ("calign", "aligned", "colap", "overlap"):
             table = f"scores/{name}.parquet"
             assert (run / table).read_bytes() == (finished / table).read_bytes()
+    next((run / "concepts").rglob("labels.parquet")).unlink()
+    assert "1 cells are not there yet; run all stages to make them" in command(*where, "--only", "scores").err
     for flag in ("--only", "--rerun"):
         done = command(*where, flag, "walk")
         assert (
@@ -446,7 +449,7 @@ def test_status_names_failures(partial: Path, command: Command) -> None:
 def test_an_empty_name_of_a_run_is_no_default(grid_file: Path, command: Command) -> None:
     for words in (("run", grid_file, "--run", ""), ("status", "")):
         done = command(*words)
-        assert (done.code, done.error.rstrip()) == (
+        assert (done.code, done.error) == (
             1,
             "the run directory's name is empty; expected a folder, s3://, gs:// or file:///",
         )
@@ -679,6 +682,16 @@ def test_words_of_any_script_are_printed_whatever_the_locale(
     assert command("show", finished, "calign").code == 0
     assert "no_lexicon" in written.getvalue().decode()
     assert "–" in written.getvalue().decode()
+
+
+def test_a_path_that_is_no_text_is_shown_as_escapes(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    run = shutil.copytree(finished, tmp_path / os.fsdecode(b"run\xff"))
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8"))
+    assert command("status", run).code == 0
+    assert rf"{tmp_path}/run\udcff/report/index.html" in written.getvalue().decode()
 
 
 def test_output_that_cannot_be_written_is_one_line(

@@ -281,6 +281,24 @@ def test_a_driver_whose_own_raylet_is_gone_ends_with_one_line(call, line, tmp_pa
 
 
 @pytest.mark.ray
+def test_a_cluster_that_answers_and_cannot_be_joined_gives_one_line(tmp_path):
+    code = """
+        import ray
+        from raypipe.cluster import ray_cluster
+        from raypipe.errors import ClusterError
+
+        ray.init(num_cpus=1, include_dashboard=False)
+        try:
+            ray_cluster._join(ray.get_runtime_context().gcs_address)  # a second time
+        except ClusterError as error:
+            print(error)
+        ray.shutdown()
+    """
+    done = run_script(code, tmp_path, timeout=120)
+    said = r"no Ray head node can be joined at [0-9.:]+ \(.*ray.init twice.*\); check that this machine is one of its nodes"
+    assert re.fullmatch(said, done.stdout.strip()), done.stdout + done.stderr
+
+
 def test_a_machine_on_which_ray_cannot_start_gives_one_line(tmp_path):
     (tmp_path / "file").touch()
     code = """

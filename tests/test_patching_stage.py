@@ -24,7 +24,7 @@ from conftest import Done
 from test_pipeline import Notes
 
 import raypipe
-from raypipe.errors import CellsFailed, GridError, InputError
+from raypipe.errors import CellsFailed, GridError, InputError, RunError
 from raypipe.gridpatching import source_pairs
 from raypipe.models.locate import Checkpoint
 from raypipe.rundir import RunDir
@@ -272,6 +272,13 @@ def test_neither_the_order_of_the_sources_nor_their_file_matters(
     )
     for layer in ("layer_01", "layer_02", "layer_03"):
         assert np.allclose(states_of(again, layer), states_of(whole, layer), rtol=0, atol=1e-6)
+
+
+def test_another_table_in_its_place_is_not_taken(finished: raypipe.Run, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    shutil.copy(run / "patching/costs.parquet", run / "patching/checkpoints.parquet")
+    with pytest.raises(RunError, match=r"checkpoints\.parquet: has no column \w+; write it again with `raypipe report"):
+        raypipe.open_run(run).patching()
 
 
 def test_the_costs_are_those_of_the_formulas(finished: raypipe.Run) -> None:

@@ -378,6 +378,21 @@ def test_labels_of_another_seed_are_not_taken(reference: Path, world: tiny_world
     assert score_bytes(tmp_path / "run") == score_bytes(reference)
 
 
+def test_states_of_another_revision_are_not_taken(reference: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(reference, tmp_path / "run"))
+    shards = {
+        revision: next(run.rglob(f"revision={revision}/**/lang=de/part-*.parquet"))
+        for revision in ("step-2", "step-10")
+    }
+    shutil.copy(shards["step-10"], shards["step-2"])
+    refused = r"lang=de/part-.*\.parquet: missing, damaged or another cell's; run the grid again, which makes it anew"
+    with pytest.raises(RunError, match=refused):
+        raypipe.open_run(run).states("tiny", "step-2", "de", 1)
+    with pytest.raises(RunError, match=refused):
+        exporting.export_conceptx(run, tmp_path / "out", "float32")
+    assert raypipe.open_run(run).states("tiny", "step-2", "en", 1)[1].shape[1] == 16
+
+
 def test_another_driver_is_refused(reference: Path, world: tiny_world.World, tmp_path: Path) -> None:
     shutil.copytree(reference, tmp_path / "run")
     with RunDir.open(tmp_path / "run").only_writer():

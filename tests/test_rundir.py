@@ -62,8 +62,10 @@ def test_the_mark_makes_the_cell_done(tmp_path: Path) -> None:
     mark = run.mark(cell())
     assert mark is not None
     assert (mark.seconds, mark.receipt) == (1.235, {"points": 2})
-    assert mark.files == {"x/t.parquet": run.write_table("again.parquet", TABLE)}
-    assert mark.files["x/t.parquet"]["bytes"] == (run.path / "x/t.parquet").stat().st_size
+    entry = run.write_table("again.parquet", TABLE)
+    assert entry.keys() == {"bytes", "seal"}
+    assert entry["bytes"] == (run.path / "x/t.parquet").stat().st_size
+    assert mark.files == {"x/t.parquet": entry}
     run.forget("extract")
     assert run.mark(cell()) is None
 
@@ -276,6 +278,9 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
         mark.write_text(content)
         with pytest.raises(RunError, match=r"random%3A0\.json: missing or damaged \(.*\); delete it and run again"):
             run.is_done(cell())
+    mark.write_text(json.dumps({**whole, "receipt": {"points": 3}}))
+    with pytest.raises(RunError, match=r"missing or damaged \(its checksum is another one\); delete it"):
+        run.is_done(cell())
     old = {name: value for name, value in whole.items() if name != "checksum"}
     mark.write_text(json.dumps(old))  # of before there were any
     assert run.is_done(cell())
@@ -287,8 +292,8 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
         ):
             run.failures()
     (run.path / "run.json").write_text("{")
-    for name in ("run.json", "none.json"):
-        with pytest.raises(RunError, match=rf"{name}: missing or damaged"):
+    for name, why in (("run.json", "Expecting property name .*"), ("none.json", "no such file")):
+        with pytest.raises(RunError, match=rf"{name}: missing or damaged \({why}\); delete it and run again"):
             run.read_json(name)
 
 
@@ -298,13 +303,13 @@ def test_planned_cells_are_lists_of_paths(tmp_path: Path) -> None:
     for cells in ({}, {"corpus": ["lang=en"], "scores": []}):
         run.write_json("run.json", held | {"cells": cells})
         assert run.planned() == cells
-    for wrong in (
-        held,
-        *(held | {"cells": cells} for cells in (3, [], {"corpus": 1}, {"corpus": "lang=en"}, {"corpus": [1]})),
-    ):
-        run.write_json("run.json", wrong)
+    run.write_json("run.json", held)
+    with pytest.raises(RunError, match=r"run\.json: missing or damaged \(expected cells\); delete it and run again"):
+        run.planned()
+    for cells in (3, [], {"corpus": 1}, {"corpus": "lang=en"}, {"corpus": [1]}):
+        run.write_json("run.json", held | {"cells": cells})
         with pytest.raises(
-            RunError, match=r"run\.json: missing or damaged \(expected cells.*\); delete it and run again"
+            RunError, match=r"\(expected cells: for each stage a list of paths\); delete it and run again"
         ):
             run.planned()
 

@@ -466,7 +466,14 @@ def test_a_dead_drivers_lease_is_taken_over(
 
 
 @pytest.mark.parametrize(
-    "content", ["[" * 10**5, '{"until": 9e12}', '{"process": 1, "machine": 3, "token": "t", "until": "x"}', "MINE"]
+    "content",
+    [
+        "[" * 10**5,
+        '{"until": 9e12}',
+        '{"process": 1, "machine": 3, "token": "t", "until": 9e12}',
+        '{"process": 1, "machine": "m", "token": "t", "until": "x"}',
+        "MINE",
+    ],
 )
 def test_a_lease_that_none_wrote_holds_nothing(
     content: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

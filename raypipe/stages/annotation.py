@@ -36,7 +36,7 @@ def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting:
     Raises:
         GridError: The grid has no such setting.
         RunError: The run has no patched answers of the setting.
-        InputError: The sheet or its key is there already, or cannot be written.
+        InputError: The sheet or its key is there already, is a folder, or cannot be written.
     """
     if grid.patching.table is None:
         raise RunError(
@@ -45,6 +45,8 @@ def export(run: RunDir, grid: Grid, sheet: Path, items: int, seed: int, setting:
     if setting not in (known := [name for name in (*grid.patching.settings, THIRD) if name != MATCHED]):
         raise GridError(f"--setting {setting}: expected one of the run's, {', '.join(known)}")
     key = sheet.parent / f"{sheet.stem}.key.csv"
+    if sheet.is_dir():
+        raise InputError(f"{sheet}: is a folder; name a file in it")
     for file in (sheet, key):
         if file.exists():
             raise InputError(f"{file}: is there already; remove it, or give the sheet another name")

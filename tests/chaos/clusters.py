@@ -20,7 +20,7 @@ PATIENCE = "RAY_raylet_start_wait_time_s"
 START_SECONDS = "300"
 """The latter, on a machine under load."""
 START_TRIES = 5
-"""Of `ray start`, which has one setting for both."""
+"""Of `ray start`, which has one setting for both and gives up after half a minute; each is said."""
 HEARTBEAT = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -207,7 +207,9 @@ class NamespaceCluster:
             if not started.returncode:
                 return
             self._end(number)
-        raise RuntimeError(f"ray start in {self.namespaces[number]}: {started.stdout[-2000:]}{started.stderr[-2000:]}")
+            failed = f"ray start in {self.namespaces[number]}: {started.stdout[-2000:]}{started.stderr[-2000:]}"
+            print(failed, file=sys.stderr, flush=True)
+        raise RuntimeError(failed)
 
     def cut(self, node: int, seconds: float) -> None:
         """Takes a node's link down, and up again after some time."""

@@ -88,7 +88,7 @@ def left_running(is_ours: Callable[[psutil.Process], bool]) -> list[str]:
     lines = []
     for process in found:
         try:
-            lines.append(f"process: {' '.join(Path(word).name for word in process.cmdline())[:80]}")
+            lines.append(f"process: {' '.join(process.cmdline())[:300]}")
             lines += [
                 f"socket: {connection.laddr}"
                 for connection in process.net_connections()

@@ -24,9 +24,10 @@ from . import clusters, faults
 from .clusters import HEARTBEAT, LocalCluster, NamespaceCluster
 from .compare import adopt, differences, left_running, shared_memory, strangers, tables
 from .drivers import Driver, in_child
-from .ledger import Entry
+from .ledger import LEDGER, Entry
 from .store import CREDENTIALS, Store
 
+ROOT = Path(__file__).parents[2]
 ON_RAY = ("actor", "worker", "raylet", "node", "driver", "head", "network")
 IN_STORE = ("refusing", "slow")
 MOST_DRIVERS = 5
@@ -71,14 +72,14 @@ class World:
 
 
 def _commit() -> str:
-    """The last commit that changed the package, `-dirty` if it was changed since."""
+    """The last commit that changed the package or this harness, `-dirty` if one was changed since."""
+    judged = ("raypipe", "tests/chaos", f":!{LEDGER.relative_to(ROOT)}")
 
     def git(*words: str) -> str:
-        root = Path(__file__).parents[2]
-        return subprocess.run(["git", *words], check=True, cwd=root, capture_output=True, text=True).stdout.strip()
+        command = ["git", *words, "--", *judged]
+        return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "raypipe")
-    return git("log", "-1", "--format=%h", "--", "raypipe") + ("-dirty" if changed else "")
+    return git("log", "-1", "--format=%h") + ("-dirty" if git("status", "--porcelain") else "")
 
 
 class Scene:

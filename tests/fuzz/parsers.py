@@ -132,7 +132,9 @@ def scores(path: Path) -> None:
 
 
 def sheet(path: Path) -> None:
-    _of("stages.annotation")._labels(path, "label", {"0": "empty", "1": "target"})
+    read = _of("stages.annotation")._labels
+    read(path, "label")
+    read(path, "label", {"0": "empty", "1": "target"})
 
 
 def vocab(path: Path) -> None:
@@ -150,7 +152,7 @@ PARSERS = {
     "grid": Parser(
         grid,
         {
-            "gridfile": "_read_yaml _plain_yaml _absolute_paths _absolute _if_there",
+            "gridfile": "_read_yaml _Once.compose_mapping_node _plain_yaml _absolute_paths _absolute _if_there",
             "grid": "_not_yes_no _layer_form Model._names_step Grid.__init__ Grid._limits Grid._layers Grid._cross_checks "
             "Grid._check_parts Grid._check_rule Grid.language_pairs Grid.to_dict _bytes_text",
             "gridcheck": "one_line _fields_at _models_in",
