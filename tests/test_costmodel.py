@@ -13,6 +13,7 @@ import tiny_world
 from conftest import Done
 
 from raypipe import costmodel, pipeline
+from raypipe.cluster import connect
 from raypipe.costmodel import Rates, _line, predict, rates
 from raypipe.errors import GridError, RunError
 from raypipe.grid import Grid
@@ -126,6 +127,7 @@ def test_a_machine_is_measured_by_real_runs_and_its_constants_are_kept(
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     for name, value in {"SIZES": ((1, 32, 4, 40), (2, 64, 8, 40), (1, 32, 4, 80)), "WRITTEN": 2**20}.items():
         monkeypatch.setattr(costmodel, name, value)
+    monkeypatch.setattr(costmodel, "connect", lambda _, resources: connect("inprocess", resources))
     monkeypatch.setattr(costmodel, "run", lambda grid, place, _, **only: pipeline.run(grid, place, "inprocess", **only))
     (tmp_path / "grid.yaml").write_text(Grid(**world.grid(layers=[1])).to_yaml())
     assert f"(measured on {costmodel.machine()})" in command("plan", tmp_path / "grid.yaml", "--calibrate").out
