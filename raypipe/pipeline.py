@@ -176,7 +176,7 @@ def run(
     plan = make_plan(grid)
     cells = all_cells(plan)
     again = _built_on(rerun) if rerun else ()
-    where = place(run_dir or Path("runs") / grid.name)
+    where = place(Path("runs") / grid.name if run_dir is None else run_dir)
     _check_only(only, rerun, cells, again)
     _check_inputs(RunDir(where), only, cells, again)
     return run_cells(open_context(plan, where, watcher), cells, address, only=only, again=again)

@@ -446,13 +446,17 @@ def test_status_names_failures(partial: Path, command: Command) -> None:
     assert f"failed {failure['cell']}: {failure['message']}" in (partial / "logs/concepts.log").read_text()
 
 
-def test_an_empty_name_of_a_run_is_no_default(grid_file: Path, command: Command) -> None:
+def test_an_empty_name_of_a_run_is_no_default(
+    grid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for words in (("run", grid_file, "--run", ""), ("status", "")):
         done = command(*words)
         assert (done.code, done.error) == (
             1,
             "the run directory's name is empty; expected a folder, s3://, gs:// or file:///",
         )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_status_of_no_run(tmp_path: Path, command: Command) -> None:
