@@ -3,7 +3,8 @@
 A file appears under its name only when it is whole. In a folder: a temporary name beside it, then a rename. In an object store: the
 whole file is uploaded from a local temporary one, and an object becomes visible when its upload is completed, never before; what an
 interrupted upload leaves is invisible. A file that replaces another replaces it at once in both; several files never do, so that a
-cell's mark is written after its files.
+cell's mark is written after its files. An object that is replaced while it is read comes back cut off or filled up, since its length is
+asked before its bytes: it is read again.
 """
 
 from __future__ import annotations
@@ -112,9 +113,23 @@ class Remote:
         return system.open_input_file(path)
 
     def read_bytes(self) -> bytes:
-        """The object's bytes; FileNotFoundError where there is none."""
-        with self.open_file() as file:
-            return bytes(file.read())
+        """The object's bytes, all of one version; FileNotFoundError where there is none, OSError where each is replaced at once."""
+        for _ in range(ATTEMPTS):
+            with self.open_file() as file:
+                try:
+                    data = bytes(file.read())
+                except OSError:  # also of a version that is there no more
+                    if not self.is_replaced(file):
+                        raise
+                else:
+                    if not self.is_replaced(file):
+                        return data
+        raise OSError("replaced again and again while it is read")
+
+    def is_replaced(self, file: Any) -> bool:
+        """Whether another object stands here than when the file was opened."""
+        with self.open_file() as now:
+            return bool(now.metadata() != file.metadata())
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """The object's text."""
@@ -286,23 +301,28 @@ def parquet(where: Place) -> Iterator[pq.ParquetFile]:
     """A Parquet file of a run, for reading inside the block; the checksums of its footer and of all that is read are compared.
 
     Raises:
-        RunError: It is missing, cannot be reached, or is damaged; a damaged one is removed where it can be, so that its cell is
-            computed again.
+        RunError: It is missing, cannot be reached, was replaced meanwhile, or is damaged; a damaged one is removed where it can be, so
+            that its cell is computed again.
     """
     try:
         with _opened(where) as source:
-            checked = _Checked(source)
-            yield pq.ParquetFile(pa.PythonFile(checked, "r"), metadata=checked.metadata)
+            try:
+                checked = _Checked(source)
+                yield pq.ParquetFile(pa.PythonFile(checked, "r"), metadata=checked.metadata)
+            except _Damaged as error:
+                if isinstance(where, Remote) and where.is_replaced(source):
+                    raise RunError(f"{where}: was replaced while it was read; read it again") from None
+                raise _removed(where, error) from None
     except OSError as error:
         raise RunError(f"{where}: missing or out of reach ({_said(error)}); run the grid again") from None
-    except _Damaged as error:
-        try:
-            where.unlink(missing_ok=True)
-        except OSError:
-            raise RunError(f"{where}: is damaged ({error}) and may not be removed here; let its owner do so") from None
-        raise RunError(
-            f"{where}: was damaged ({error}) and is removed; run the grid again, which makes it anew"
-        ) from None
+
+
+def _removed(where: Place, error: _Damaged) -> RunError:
+    try:
+        where.unlink(missing_ok=True)
+    except OSError:
+        return RunError(f"{where}: is damaged ({error}) and may not be removed here; let its owner do so")
+    return RunError(f"{where}: was damaged ({error}) and is removed; run the grid again, which makes it anew")
 
 
 def below(where: Place, pattern: str, recursive: bool = True) -> list[str]:

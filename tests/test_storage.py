@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -331,6 +332,45 @@ def test_a_changed_object_is_found_and_removed_and_one_out_of_reach_stays(
         assert not (run.path / "t.parquet").exists()
 
 
+def _first(method: str, then: Callable[[], object], before: int = 0) -> Callable[[str, str], bool]:
+    """Refuses nothing, and does something just before the request of a method is answered that comes after `before` others."""
+    asked = count()
+    return lambda asks, _: asks == method and next(asked) == before and then() is None and False
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_one_version_of_it(store: Store) -> None:
+    target = place(store.uri) / "file"
+
+    def put(text: bytes) -> None:
+        with published(target) as temporary:
+            temporary.write_bytes(text)
+
+    for later in (b"short", b"much longer than before"):
+        put(b"the first one")
+        store.trouble(refuse=_first("GET", lambda later=later: put(later)))
+        assert target.read_bytes() == later
+    store.trouble(refuse=_first("GET", target.unlink))
+    with pytest.raises(FileNotFoundError):
+        target.read_bytes()
+    put(b"0")
+    lengths = count(2)
+    store.trouble(refuse=lambda method, _: method == "GET" and put(b"0" * next(lengths)) is not None)
+    with pytest.raises(OSError, match=r"^replaced again and again while it is read$"):
+        target.read_bytes()
+
+
+def test_a_table_that_is_replaced_while_it_is_read_stays(store: Store) -> None:
+    run = RunDir.create(store.uri, "tiny")
+    tables = [pa.table({"a": range(n), "b": ["word"] * n}) for n in (9, 900)]
+    for was, becomes in (tables, tables[::-1]):
+        for before in range(2):  # the footer is asked for, then the columns
+            run.write_table("t.parquet", was)
+            store.trouble(refuse=_first("GET", lambda new=becomes: run.write_table("t.parquet", new) and None, before))
+            with pytest.raises(RunError, match=r"^s3://.*/t\.parquet: was replaced while it was read; read it again$"):
+                run.read_table("t.parquet")
+            assert run.read_table("t.parquet").equals(becomes)
+
+
 def test_a_place_is_named_without_its_options_and_made_again_from_its_address(store: Store) -> None:
     remote = place(store.uri)
     assert isinstance(remote, Remote)
@@ -403,6 +443,19 @@ def test_a_second_driver_is_refused_while_the_lease_lasts(store: Store, monkeypa
     with Lease(where):
         pass
     assert below(where, "*") == []
+
+
+def test_a_second_driver_is_refused_while_the_first_renews_its_lease(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SETTLED", 0.1)
+    where, ends = place(store.uri), time.time() // 1 + 60
+    with Lease(where):
+        for until, renewed in ((ends + 0.25, ends + 0.125), (ends + 0.125, ends + 0.25)):  # more digits, then fewer
+            _content(where, until=until)
+            store.trouble(refuse=_first("GET", partial(_content, where, until=renewed)))
+            with pytest.raises(RunError, match=r"process \d+ on .* is writing there"):
+                Lease(where).__enter__()
 
 
 def test_of_claims_that_cross_one_holds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
