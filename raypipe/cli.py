@@ -69,7 +69,7 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1, help="Machines, each with the grid's workers.")] = 1,
     gpu: Annotated[str | None, typer.Option(help="A kind of GPU that was measured.")] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure this machine first (about half a minute).")
+        bool, typer.Option("--calibrate", help="Measure this machine first (under a minute).")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -96,7 +96,7 @@ def plan(
     if not found["languages"]:
         return
     rows = [{"language": language, **counts} for language, counts in found["languages"].items()]
-    print_rows(rows, ["language", "sentences", "words", "points"])
+    print_rows(rows, ["language", "sentences", "words", "points", "types"])
     for model, counts in found["models"].items():
         flops, size = sized(counts["forward_flops"], "FLOP"), sized(counts["state_bytes"], "B")
         say(

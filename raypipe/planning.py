@@ -15,7 +15,7 @@ from raypipe.models.words import Encoded, encode
 from raypipe.pipeline import all_cells
 from raypipe.rundir import Cell
 from raypipe.science.calign_draws import NULLS
-from raypipe.science.occurrences import Places
+from raypipe.science.occurrences import Places, normalise
 from raypipe.stages import prompts
 from raypipe.stages.agreement import compared, settings
 from raypipe.stages.concepts import costs, scopes
@@ -36,12 +36,13 @@ def estimate(grid: Grid) -> dict[str, Any]:
     """Counts exactly what the stages will read, and derives what they will compute and write; errors are those of a run.
 
     Returns:
-        `cells` per stage; per language (or side of a pair) `sentences`, `words`, `points`; per model, over all its `checkpoints`,
-        `pieces` (tokens of the text forwarded, not those of AM2iCo), `forward_flops` (of the blocks up to the last layer read; an
-        encoder's line taken to be as long as its decoder's), `state_bytes`; per model that is patched (`patching`), `prompts`,
-        `targets` and `checkpoints`, each of which runs all of them;
-        per cell of scores, `scored`: pairs of clusterings that it looks at, the sum of their points times CALIGN's draws, and of these
-        times k; per cell of agreement, `compared`: pairs of clusterings, and the sum of their points times k;
+        `cells` per stage; per language (or side of a pair) `sentences`, `words`, `points`, `types` of the points' words; per model, over
+        all its `checkpoints`, `pieces` (tokens of the text forwarded, not those of AM2iCo), `forward_flops` (of the blocks up to the
+        last layer read; an encoder's line taken to be as long as its decoder's), `state_bytes`; per model that is patched (`patching`),
+        `prompts`, `targets` and `checkpoints`, each of which runs all of them;
+        `lexicon_bytes` of the dictionaries' files, once for each direction that reads one;
+        per cell of scores, `scored`: pairs of clusterings that it looks at, CALIGN's draws of them times their word types, and times k;
+        per cell of agreement, `compared`: pairs of clusterings, and the sum of their points times k;
         `kmeans_work` (points x width x (k + BESIDES) of `stages.spread`), `kmeans_points` and `kmeans_bytes` (read once) of all
         clusterings, `kmeans_longest`, the work of the largest, `centroid_bytes`; `kmeans_flops_per_pass` over all clusterings, and
         `kmeans_flops_most` at max_iter passes; `in_group`, clusterings too large for one worker, and `in_group_for_time`, those
@@ -56,21 +57,24 @@ def estimate(grid: Grid) -> dict[str, Any]:
     states: Counts = defaultdict(int)  # points that the tokenizer does not lose
     for side in plan.corpus_sides():
         sentences, dropped, places = choose_words(plan.texts[side.language], grid.words, linked_texts(plan, side))
-        words, readers = 0, _readers(plan, side, tokenizers)
+        words, readers, types = 0, _readers(plan, side, tokenizers), set[str]()
         for numbers, block, wanted in _blocks(sentences, places):
             words += sum(map(len, block))
+            types.update(line[i] for line, tokens in zip(block, wanted, strict=True) for i in tokens)
             for (model, part), tokenizer, checkpoints, unread in readers:
                 read = [[] if number in unread else tokens for number, tokens in zip(numbers, wanted, strict=True)]
                 with naming_lines(side.language, numbers):
                     encoded = _encode(plan, model, part, tokenizer, block, read)
                 pieces[model, part] += checkpoints * int(encoded.lengths.sum())
                 states[model, part] += checkpoints * len(encoded.words)
-        languages[side.name] = {"sentences": len(dropped), "words": words, "points": len(places)}
+        counts = {"sentences": len(dropped), "words": words, "points": len(places)}
+        languages[side.name] = counts | {"types": len({normalise(word, grid.words.normalise) for word in types})}
     return {
         "cells": {name: len(of_stage) for name, of_stage in cells.items()},
         "languages": languages,
         "models": {model: _of_model(plan, model, pieces, states) for model in plan.facts},
         "patching": _patched(plan),
+        "lexicon_bytes": sum(found[0].stat().st_size for found in plan.lexicon.values() if found),
     } | (_clusterings(plan, languages) | _later(plan, cells, languages))
 
 
@@ -157,8 +161,8 @@ def _later(
 ) -> dict[str, list[tuple[int, ...]]]:
     """What the cells of scores and of agreement look at."""
 
-    def points(sides: Iterable[Side]) -> int:
-        return sum(languages[plan.corpus_of(side).name]["points"] for side in sides)
+    def together(sides: Iterable[Side], what: str) -> int:
+        return sum(languages[plan.corpus_of(side).name][what] for side in sides)
 
     calign, several = plan.grid.calign, settings(plan.grid)
     draws, of_k = len(NULLS) * calign.null_draws + calign.resamples, sum(k for _, k, _ in several)
@@ -168,11 +172,11 @@ def _later(
         group, layers = tuple(cell["pair"].split("+")), len(cell.axes["layers"])
         sides = placed_sides(plan, group, cell["model"], cell["component"]).values()
         alone = len(group) > 2  # COLAP of all languages, without CALIGN
-        drawn = 0 if alone else layers * points(side for _, side in sides) * draws
-        scored.append((layers * len(several), drawn * len(several), drawn * of_k))
+        drawn, types = 0 if alone else layers * draws, together((side for _, side in sides), "types")
+        scored.append((layers * len(several), drawn * len(several) * types, drawn * of_k))
     for cell in cells["agreement"]:
         of_scopes = scopes(plan, cell["model"], cell["component"])
-        agreed.append((len(of_scopes) * len(both), sum(map(points, of_scopes)) * sum(both)))
+        agreed.append((len(of_scopes) * len(both), sum(together(scope, "points") for scope in of_scopes) * sum(both)))
     return {"scored": scored, "compared": agreed}
 
 

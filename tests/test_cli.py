@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import tiny_world
 import yaml
@@ -276,7 +277,9 @@ def test_a_plan_counts_what_the_run_does(finished: Path, grid_file: Path, comman
     assert found["cells"] == {stage: len(receipts) for stage, receipts in done.items()}
     for language, counts in found["languages"].items():
         receipt = next(r for path, r in done["corpus"].items() if path == f"lang={language}.json")
-        assert counts == {"sentences": receipt["lines"], "words": receipt["words"], "points": receipt["points"]}
+        words = pq.read_table(finished / f"corpus/lang={language}/occurrences.parquet")["word"].to_pylist()
+        of_text = {"sentences": receipt["lines"], "words": receipt["words"], "points": receipt["points"]}
+        assert counts == of_text | {"types": len({*words})}
     assert set(found["models"]) == {"tiny"}
     model = found["models"]["tiny"]
     assert model["checkpoints"] == 3
