@@ -92,7 +92,7 @@ DEFAULT = Rates(
 # tell what more word types and longer dictionaries cost.
 SIZES = ((2, 64, 24, 500, 1), (4, 256, 256, 1000, 5), (2, 64, 24, 1000, 5))
 # K-means of a trained model's states takes as many times as long as of these random ones, in more passes: 1.1 to 1.8 after 60 and 150
-# steps of training, which would take longer than all that is measured.
+# steps of training, which would take a quarter of a minute and more.
 TRAINED = 1.5
 WRITTEN = 64 * 2**20  # bytes
 
@@ -272,9 +272,8 @@ def _measured(place: Path, size: Size, gpu: str | None) -> dict[str, Any]:
     run(grid, folder, "inprocess", only="report")
     report = time.perf_counter() - started
     _, first = _done(grid, folder)
-    run(
-        grid, folder, "inprocess", rerun="lexicon"
-    )  # and scores; of both times the quicker one, since others may disturb
+    # Dictionaries and scores again: of both times the quicker one, since others may disturb.
+    run(grid, folder, "inprocess", rerun="lexicon")
     marks, seconds = _done(grid, folder)
     model, clusterings = counted["models"]["m"], len(marks["concepts"])
     return {stage: min(both) for stage, *both in zip(first, first.values(), seconds.values(), strict=True)} | {
