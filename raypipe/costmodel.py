@@ -1,7 +1,8 @@
 """Wall time, storage and network of a grid, from what `planning.estimate` counts and what a machine of some kind does in a second.
 
 A short calibration measures the latter by the marks of real runs: random encoders of two sizes over the toy world's text, as it is and
-with more forms of its words, in this process and once on Ray. Patching, sentence and neuron states are not predicted.
+with more forms of its words, in this process and once on Ray. Patching, sentence and neuron states and induced dictionaries are not
+predicted.
 """
 
 from __future__ import annotations
@@ -272,6 +273,7 @@ def _measured(place: Path, size: Size, gpu: str | None) -> dict[str, Any]:
     run(grid, folder, "inprocess", only="report")
     report = time.perf_counter() - started
     _, first = _done(grid, folder)
+    mark_bytes = _size(folder / "_done") + _size(folder / "logs")
     # Dictionaries and scores again: of both times the quicker one, since others may disturb.
     run(grid, folder, "inprocess", rerun="lexicon")
     marks, seconds = _done(grid, folder)
@@ -293,7 +295,7 @@ def _measured(place: Path, size: Size, gpu: str | None) -> dict[str, Any]:
         "label_points": counted["kmeans_points"],
         "label_bytes": _bytes(marks["concepts"], "labels.parquet"),
         "table_bytes": _size(folder / "scores"),
-        "mark_bytes": _size(folder / "_done") + _size(folder / "logs"),
+        "mark_bytes": mark_bytes,
     }
 
 

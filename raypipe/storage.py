@@ -309,9 +309,11 @@ def parquet(where: Place) -> Iterator[pq.ParquetFile]:
             try:
                 checked = _Checked(source)
                 yield pq.ParquetFile(pa.PythonFile(checked, "r"), metadata=checked.metadata)
-            except _Damaged as error:
+            except (_Damaged, OSError) as error:
                 if isinstance(where, Remote) and where.is_replaced(source):
                     raise RunError(f"{where}: was replaced while it was read; read it again") from None
+                if isinstance(error, OSError):
+                    raise
                 raise _removed(where, error) from None
     except OSError as error:
         raise RunError(f"{where}: missing or out of reach ({_said(error)}); run the grid again") from None

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import tiny_world
@@ -361,7 +362,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_one_version_of_it(store:
 
 def test_a_table_that_is_replaced_while_it_is_read_stays(store: Store) -> None:
     run = RunDir.create(store.uri, "tiny")
-    tables = [pa.table({"a": range(n), "b": ["word"] * n}) for n in (9, 900)]
+    tables = [pa.table({"a": np.random.default_rng(0).random(n), "b": ["word"] * n}) for n in (9, 20_000)]
     for was, becomes in (tables, tables[::-1]):
         for before in range(2):  # the footer is asked for, then the columns
             run.write_table("t.parquet", was)
@@ -544,15 +545,15 @@ def test_a_driver_that_lost_its_lease_writes_no_more(
     store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(lease, "SETTLED", 0.1)
-    monkeypatch.setattr(lease, "SECONDS", 0.4)
+    monkeypatch.setattr(lease, "SECONDS", 1.0)
     run = RunDir.create(store.uri, "tiny")
     with run.only_writer():
-        time.sleep(1.0)  # renewed meanwhile
+        time.sleep(2.0)  # renewed meanwhile
         run.write_json("a.json", 1)
         with pytest.raises(RunError, match="the right to write there was lost"):  # noqa: PT012 - a renewal may cross it
             for _ in range(20):
                 _content(run.path, token="another", until=time.time() + 60)
-                time.sleep(0.15)
+                time.sleep(0.3)
                 run.write_json("a.json", 2)
     assert (run.path / LEASE).exists()  # the other one's
 
