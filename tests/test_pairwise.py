@@ -444,7 +444,9 @@ def test_what_is_planned_is_what_a_run_takes(desk: Desk, links: dict[str, list[s
     for side, counts in found["languages"].items():
         mark = done.mark_at("corpus", f"lang={side}")
         assert mark
-        assert counts == {name: mark.receipt["lines" if name == "sentences" else name] for name in counts}
+        words = done.read_table(f"corpus/lang={side}/occurrences.parquet")["word"].to_pylist()
+        receipt = {name: mark.receipt[name] for name in ("words", "points")}
+        assert counts == receipt | {"sentences": mark.receipt["lines"], "types": len({*words})}
     marks = [done.mark(cell) for cell in all_cells(make_plan(grid))["extract"]]
     receipts = [mark.receipt for mark in marks if mark]
     assert len(receipts) == 4
