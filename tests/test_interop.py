@@ -1,9 +1,7 @@
 """Foreign formats: golden readings, the message of every malformed line, round trips, and arbitrary input."""
 
 import json
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -479,17 +477,13 @@ def test_alignments_round_trip(scratch, links):
 
 # --- real data ---
 
-SHARED = Path(os.environ.get("RAYPIPE_SHARED", Path(__file__).parents[2] / "shared"))
-
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "format"), [("captions/en-de.txt", "arrow"), ("induced/en-ru.txt", "arrow"), ("omw/en-ja.txt", "muse")]
 )
-def test_real_dictionaries(name, format, tmp_path):
-    path = SHARED / "data" / "dictionaries" / name
-    if not path.exists():
-        pytest.skip("no shared data: set RAYPIPE_SHARED to its folder")
+def test_real_dictionaries(name, format, shared, tmp_path):
+    path = shared / "data" / "dictionaries" / name
     assert dictionaries.detect_format(path) == format
     found = read_dictionary(path)
     assert len(found.entries) > 1000

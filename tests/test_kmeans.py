@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import pickle
 import struct
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,8 +31,6 @@ from raypipe.science import (
 from raypipe.science.kmeans import KMeans, LocalPoints, Shard, fit, unit_rows
 from raypipe.science.kmeans_points import ReadPoints
 from raypipe.science.kmeans_vectors import write_bounds
-
-SHARED = Path(os.environ.get("RAYPIPE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 def blobs(n, d, groups, seed=0, offset=0.0):
@@ -837,11 +833,9 @@ def test_the_product_of_bytes_is_exact(q):
 
 
 @pytest.mark.shared
-def test_real_word_vectors():
+def test_real_word_vectors(shared):
     """The embedding rows of a trained encoder: unequal norms, a common mean, unused rows that hardly differ."""
-    path = SHARED / "models" / "caption-encoder" / "step-008000" / "model.safetensors"
-    if not path.exists():
-        pytest.skip(f"no shared research data at {SHARED}")
+    path = shared / "models" / "caption-encoder" / "step-008000" / "model.safetensors"
     raw = path.read_bytes()
     size = struct.unpack("<Q", raw[:8])[0]
     header = json.loads(raw[8 : 8 + size])

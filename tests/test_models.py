@@ -633,10 +633,8 @@ for repository in ("org/name", "org/gone"):
 
 
 @pytest.mark.shared
-def test_the_caption_encoder() -> None:
-    root = Path(os.environ.get("RAYPIPE_SHARED", Path(__file__).parents[2] / "shared")) / "models" / "caption-encoder"
-    if not root.is_dir():
-        pytest.skip(f"no {root}; set RAYPIPE_SHARED to the directory of the shared data")
+def test_the_caption_encoder(shared: Path) -> None:
+    root = shared / "models" / "caption-encoder"
     found = checkpoints("caption", str(root), ["all"])
     assert [checkpoint.revision for checkpoint in found][:2] == ["step-000000", "step-000200"]
     assert facts(found[-1]).max_pieces == 128

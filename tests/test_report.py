@@ -482,8 +482,8 @@ def browser() -> Iterator[Any]:
     """A headless Chromium of this machine."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
-        pytest.skip("chromium is not installed (apt-get install chromium)")
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+        pytest.skip("chromium is absent (apt-get install chromium)")
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is absent (the extra raypipe[dev])")
     with sync.sync_playwright() as play:
         started = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield started
